@@ -1,0 +1,13 @@
+"""k-Adam for PyTorch and the theory behind it (Gould & Tanaka, arXiv 2411.05746).
+
+``kadam.KAdam`` is the optimizer; ``kadam.stability`` has the bounds on its updates; ``kadam.update`` is
+the formula itself.
+"""
+
+from kadam import stability
+from kadam._version import VERSION
+from kadam.optimizer import KAdam
+from kadam.stages import SCHEDULES, stages
+
+__version__ = VERSION
+__all__ = ["SCHEDULES", "KAdam", "stability", "stages"]

@@ -1,0 +1,75 @@
+"""From one pair of decay rates to the k pairs of k-Adam (Gould & Tanaka, arXiv 2411.05746, section 5).
+
+Each schedule maps a decay rate alpha (gamma or beta) to one rate for all stages:
+
+=============  ========================
+name           rate of every stage
+=============  ========================
+inverse_exp    1 - (1 - alpha)^(1/k)
+exp            alpha^k
+scaled         alpha / k
+naive          alpha
+=============  ========================
+
+All four give alpha itself at k = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+from kadam.update import Stage
+
+SCHEDULES: dict[str, Callable[[float, int], float]] = {
+    # 1 - (1 - alpha) would change the last bits of alpha
+    "inverse_exp": lambda alpha, k: alpha if k == 1 else 1 - (1 - alpha) ** (1 / k),
+    "exp": lambda alpha, k: alpha**k,
+    "scaled": lambda alpha, k: alpha / k,
+    "naive": lambda alpha, k: alpha,
+}
+
+Betas = Sequence[float] | Sequence[Sequence[float]]
+
+
+def stages(betas: Betas, k: int, schedule: str = "inverse_exp") -> list[Stage]:
+    """The k stages of k-Adam.
+
+    Args:
+        betas: in torch's order, first moment before second: one pair ``(gamma, beta)``, which ``schedule``
+            turns into k equal pairs, or k explicit pairs, which are taken as they are.
+        k: number of stages, an integer >= 1.
+        schedule: a name from ``SCHEDULES``; not used with explicit pairs.
+
+    Raises:
+        TypeError: ``betas`` is neither a pair of numbers nor a sequence of such pairs.
+        ValueError: ``k``, ``schedule`` or a rate is out of range, or there are explicit pairs but not k.
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"Invalid k: {k!r} (the number of stages must be an integer >= 1)")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"Invalid schedule: {schedule!r} (must be one of {', '.join(SCHEDULES)})")
+    if _is_pair_list(betas):
+        pairs = [_checked_pair(pair) for pair in betas]
+        if len(pairs) != k:
+            raise ValueError(f"Invalid betas: {len(pairs)} explicit pairs for k = {k} (give k pairs, or set k)")
+        return [Stage(gamma, beta) for gamma, beta in pairs]
+    rate = SCHEDULES[schedule]
+    gamma, beta = _checked_pair(betas)
+    return [Stage(rate(gamma, k), rate(beta, k))] * k
+
+
+def _is_pair_list(betas: Any) -> bool:
+    return isinstance(betas, Sequence) and len(betas) > 0 and all(isinstance(entry, Sequence) for entry in betas)
+
+
+def _checked_pair(pair: Any) -> tuple[float, float]:
+    if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(rate, Real) for rate in pair)):
+        raise TypeError(f"Invalid betas: {pair!r} (must be (gamma, beta), two numbers in [0, 1), or k such pairs)")
+    for index, (rate, moment) in enumerate(zip(pair, ("first", "second"), strict=True)):
+        if not 0 <= rate < 1:
+            raise ValueError(
+                f"Invalid beta parameter at index {index}: {rate} (the decay of the {moment} moment must lie in [0, 1))"
+            )
+    return float(pair[0]), float(pair[1])

@@ -1,0 +1,106 @@
+"""The k-Adam update, as pure functions on tensors. This is the only place where its formula lives.
+
+One stage turns an input x into a normalised output, keeping a first moment m and a second moment v
+(n = 1, 2, 3, ... counts steps; m and v start at zero; all operations are elementwise)::
+
+    m <- gamma m + (1 - gamma) x                  v <- beta v + (1 - beta) x^2
+    output = ( m / (1 - gamma^n) ) / ( sqrt( v / (1 - beta^n) ) + eps )
+
+k-Adam feeds the gradient through k such stages and moves the parameter by the last output::
+
+    theta <- (1 - lr weight_decay) theta - lr output_k
+
+k = 1 is Adam (weight_decay = 0) and AdamW. The update of the theory pages is u = -output_k, and their
+step index is n - 1. Source: Gould & Tanaka, arXiv 2411.05746, sections 2 and 5; Adam: Kingma & Ba 2015;
+decoupled weight decay: Loshchilov & Hutter 2019.
+
+Nothing here changes its arguments, so the functions work under ``torch.func.vmap`` and autograd.
+``gamma``, ``beta``, ``eps``, ``lr`` and ``weight_decay`` may be floats or tensors that broadcast
+against the moments. The order of operations is that of ``torch.optim.AdamW``'s single-tensor path, so
+with float hyperparameters k = 1 gives AdamW's parameters to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+
+
+class Stage(NamedTuple):
+    """Decay rates of one stage, each in [0, 1): ``gamma`` of the first moment, ``beta`` of the second."""
+
+    gamma: Number
+    beta: Number
+
+
+class Moments(NamedTuple):
+    """First moment ``m`` and second moment ``v`` of one stage, both of the parameter's shape."""
+
+    m: Tensor
+    v: Tensor
+
+
+def advance(x: Tensor, moments: Moments, stage: Stage) -> Moments:
+    """The stage's moments after input ``x``: m <- gamma m + (1-gamma) x, v <- beta v + (1-beta) x^2."""
+    gamma, beta = stage
+    m = torch.lerp(moments.m, x, 1 - gamma)
+    if isinstance(beta, Tensor):  # addcmul takes no tensor as its factor
+        v = beta * moments.v + (1 - beta) * (x * x)
+    else:
+        v = (moments.v * beta).addcmul(x, x, value=1 - beta)
+    return Moments(m, v)
+
+
+def bias_correction(alpha: Number, n: Number) -> Number:
+    """1 - alpha^n: the total weight that a moving average of decay ``alpha`` has given after ``n`` steps."""
+    return 1 - alpha**n
+
+
+def denominator(v: Tensor, n: Number, beta: Number, eps: Number) -> Tensor:
+    """sqrt(v / (1 - beta^n)) + eps, with infinity in place of zero.
+
+    The infinity makes the update of a coordinate whose second moment is zero equal to zero instead of
+    0/0 at eps = 0. With eps > 0 no entry is zero and this is AdamW's denominator.
+    """
+    correction = bias_correction(beta, n) ** 0.5
+    root = v.sqrt() / correction + eps
+    if isinstance(eps, Tensor) or eps == 0:
+        root = root.masked_fill(root == 0, torch.inf)
+    return root
+
+
+def output(moments: Moments, n: Number, stage: Stage, eps: Number) -> Tensor:
+    """The stage's output, computed from its moments after step ``n`` (n >= 1)."""
+    root = denominator(moments.v, n, stage.beta, eps)
+    return moments.m / bias_correction(stage.gamma, n) / root
+
+
+def cascade(grad: Tensor, moments: Sequence[Moments], n: Number, stages: Sequence[Stage], eps: Number) -> list[Moments]:
+    """Feed ``grad`` through all stages and return their moments after step ``n`` (n >= 1).
+
+    The output of the last stage is ``output(result[-1], n, stages[-1], eps)``.
+    """
+    x = grad
+    new: list[Moments] = []
+    for i, (old, stage) in enumerate(zip(moments, stages, strict=True)):
+        if i > 0:
+            x = output(new[-1], n, stages[i - 1], eps)
+        new.append(advance(x, old, stage))
+    return new
+
+
+def apply(
+    param: Tensor, last: Moments, n: Number, stage: Stage, lr: Number, weight_decay: Number, eps: Number
+) -> Tensor:
+    """theta <- (1 - lr weight_decay) theta - lr output, with ``last`` the last stage's moments after step ``n``."""
+    root = denominator(last.v, n, stage.beta, eps)
+    size = lr / bias_correction(stage.gamma, n)
+    decayed = param * (1 - lr * weight_decay)
+    if isinstance(size, Tensor):  # addcdiv takes no tensor as its factor
+        return decayed - size * last.m / root
+    return decayed.addcdiv(last.m, root, value=-size)

@@ -1,0 +1,43 @@
+"""The command line: ``python -m lab run | report | execute | pages``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import yaml
+
+from lab import pages, report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m lab", description="Run the notebooks and judge their claims.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a page headlessly, unless it is up to date")
+    run.add_argument("page", help="a notebook's name without .ipynb")
+    run.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), action="append", default=[],
+                     help="another value for a parameter; the page is then kept under results/custom/")  # fmt: skip
+    table = commands.add_parser("report", help="write results/ from the finished pages, print the verdicts")
+    for command in (run, table):
+        command.add_argument("--profile", default="standard", choices=pages.PROFILES)
+    execute = commands.add_parser("execute", help="re-execute a committed notebook in place, outputs kept")
+    execute.add_argument("page")
+    commands.add_parser("pages", help="list the pages")
+    given = parser.parse_args()
+    try:
+        if given.command == "run":
+            pages.run(given.page, given.profile, {name: yaml.safe_load(value) for name, value in given.p})
+        elif given.command == "execute":
+            pages.execute_in_place(given.page)
+        elif given.command == "pages":
+            print("\n".join(pages.names()))
+        else:
+            return 0 if report.report(given.profile) else 1
+    except pages.PageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

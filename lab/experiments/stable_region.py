@@ -1,0 +1,34 @@
+"""Runs of ``notebooks/02_stable_region.ipynb``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kadam.optimizer import KAdam
+from lab import data
+from lab.experiments import uses
+from lab.models import Transformer
+from lab.training import largest_update, single_pass, train
+
+
+@uses("words")
+def transformer_on_words(
+    beta: float, gamma: float, seed: int, steps: int, lr: float, eps: float, batch: int = 4, context: int = 32
+) -> dict[str, Any]:
+    """Adam on a two-layer transformer over one pass through the words.
+
+    Returns ``largest_update``: max |u_n| over all parameters, n = 0 ... steps - 1; ``loss``; ``outcome``.
+    """
+    text = data.words()
+    torch.manual_seed(seed)
+    model = Transformer(len(text.vocabulary), context)
+    optimizer = KAdam(model.parameters(), lr=lr, betas=(gamma, beta), k=1, eps=eps, weight_decay=0.0)
+    history = train(
+        model,
+        optimizer,
+        single_pass(text.tokens, context, batch, steps, seed),
+        {"largest_update": lambda: largest_update(model, optimizer)},
+    )
+    return {"largest_update": history.observed["largest_update"], "loss": history.loss, "outcome": history.outcome}

@@ -1,0 +1,45 @@
+"""One look for all figures: colours that the colour-blind can tell apart, theory in black and dashed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+PALETTE = sns.color_palette("colorblind")
+STABLE, UNSTABLE = PALETTE[0], PALETTE[1]
+THEORY: dict[str, Any] = dict(color="black", linestyle="--", linewidth=1.2)
+
+
+def style() -> None:
+    """Set the figure style; call once a page."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind")
+    plt.rcParams.update(
+        {"figure.dpi": 90, "savefig.dpi": 150, "figure.constrained_layout.use": True, "axes.spines.top": False,
+         "axes.spines.right": False, "legend.frameon": False, "font.size": 10, "axes.labelsize": 10,
+         "axes.titlesize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9}
+    )  # fmt: skip
+
+
+def band(ax: Axes, x: ArrayLike, runs: ArrayLike, **line: Any) -> None:
+    """Median over the first axis of ``runs``, shape (seeds, len(x)), with a band from least to largest."""
+    values = np.asarray(runs)
+    (drawn,) = ax.plot(x, np.median(values, axis=0), **line)
+    ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=drawn.get_color(), alpha=0.25, linewidth=0)
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write ``name``.png to the results when the runner asks for them; show the figure either way."""
+    output = os.environ.get("KADAM_OUTPUT")
+    if output:
+        folder = Path(output) / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    plt.show()

@@ -1,0 +1,258 @@
+"""The notebooks as pages: what they are, which parameters they take, how they are run, kept and checked.
+
+A page is run into a folder of its own, which takes its final name only when everything went well. Its record names
+what it was computed from (``key``), so a finished page is not run again unless its cells, its parameters or the code
+that it uses changed.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+
+from lab import provenance
+from lab.files import NOTEBOOKS, RESULTS, write_json
+
+PROFILES = ("smoke", "standard", "full")
+MARK = "# NBVAL_CHECK_OUTPUT"
+STRIPPED = ("metadata.papermill", "cell.metadata.papermill", "cell.metadata.execution",
+            "metadata.language_info.version")  # fmt: skip
+
+
+class PageError(RuntimeError):
+    """A page cannot be run, or what it left is not whole."""
+
+
+def names() -> list[str]:
+    """All pages, in reading order."""
+    return sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def results_of(profile: str) -> Path:
+    """The folder of a profile's results: that of ``standard`` is results/ itself."""
+    return RESULTS if profile == "standard" else RESULTS / profile
+
+
+def kept(page: str, profile: str) -> Path:
+    """The folder in which a finished page lies: executed.ipynb, claims.json, figures/, provenance.json."""
+    return results_of(profile) / "pages" / page
+
+
+def parameters_of(page: str, profile: str) -> dict[str, Any]:
+    """The page's parameters under ``profile``: the values in its parameters cell, overridden by the profile's file.
+
+    Raises:
+        PageError: the profile's file names a parameter that the page does not have, or of another type.
+    """
+    defaults = default_parameters(NOTEBOOKS / f"{page}.ipynb")
+    if profile == "smoke":
+        return defaults
+    file = NOTEBOOKS / "parameters" / f"{profile}.yaml"
+    values = yaml.safe_load(file.read_text()) or {}
+    unknown = set(values) - set(names())
+    if unknown:
+        raise PageError(f"{file.name}: no notebook is called {', '.join(sorted(unknown))}")
+    return {**defaults, **checked_parameters(values.get(page) or {}, defaults, f"{file.name}, {page}")}
+
+
+def checked_parameters(values: dict[str, Any], defaults: dict[str, Any], where: str) -> dict[str, Any]:
+    """``values``, if every name is among ``defaults`` and has its type there (an int will do for a float).
+
+    Raises:
+        PageError: names the parameter. (papermill only warns about an unknown one.)
+    """
+    for name, value in values.items():
+        if name not in defaults:
+            raise PageError(f"{where}: unknown parameter {name!r} (known: {', '.join(defaults)})")
+        wanted = type(defaults[name])
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise PageError(f"{where}: parameter {name} = {value!r} (must be of type {wanted.__name__})")
+    return values
+
+
+def default_parameters(path: Path) -> dict[str, Any]:
+    """The assignments of the cell tagged ``parameters``, which must be literals.
+
+    Raises:
+        PageError: there is not exactly one such cell, or it holds something else.
+    """
+    cells = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise PageError(f"{path.name}: {len(cells)} cells tagged 'parameters' (must be one)")
+    found = {}
+    for node in ast.parse(cells[0].source).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if _is_literal(value):
+                found[name] = ast.literal_eval(value)
+            case _:
+                raise PageError(f"{path.name}: parameters cell, line {node.lineno}: must be 'name = literal'")
+    return found
+
+
+def _is_literal(node: ast.expr) -> bool:
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return False
+    return True
+
+
+def key_of(page: str, parameters: dict[str, Any]) -> str:
+    """What a page's results depend on: its cells, its parameters, the code it imports, and versions."""
+    cells = [(cell.cell_type, cell.source) for cell in read(NOTEBOOKS / f"{page}.ipynb").cells]
+    source = "\n".join(text for kind, text in cells if kind == "code" and not text.startswith("%"))
+    return provenance.digest(
+        {"cells": cells, "parameters": parameters, "code": provenance.code_version(source, page),
+         "versions": provenance.versions()}
+    )  # fmt: skip
+
+
+def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> bool:
+    """Run a page headlessly unless it is up to date. Returns whether it ran.
+
+    With ``overrides`` of its parameters it is kept under results/custom/ and never enters the verdict table.
+
+    Raises:
+        PageError: an unknown page, profile or parameter; the page failed; it did not judge what it predicted.
+    """
+    source = NOTEBOOKS / f"{page}.ipynb"
+    if not source.is_file():
+        raise PageError(f"page: {page!r} (must be one of {', '.join(names())})")
+    parameters = parameters_of(page, profile)
+    if overrides:
+        parameters = {**parameters, **checked_parameters(overrides, parameters, page)}
+        profile = "custom"
+    key, target = key_of(page, parameters), kept(page, profile)
+    if is_whole(target) and json.loads((target / "provenance.json").read_text())["key"] == key:
+        say(page, "up to date")
+        return False
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f".{page}.*"):
+        shutil.rmtree(stale)
+    partial = target.parent / f".{page}.{os.getpid()}"
+    partial.mkdir()
+    say(page, f"starts ({profile})")
+    start = time.monotonic()
+    try:
+        _execute(page, source, partial, parameters)
+    except PageError as error:
+        failed = target.parent / f"{page}.failed.ipynb"
+        os.replace(partial / "executed.ipynb", failed)
+        shutil.rmtree(partial)
+        raise PageError(f"{error} (kept as {failed.relative_to(RESULTS.parent)})") from None
+    seconds = round(time.monotonic() - start)
+    record = {"page": page, "key": key, "profile": profile, "parameters": parameters, "seconds": seconds}
+    write_json(partial / "provenance.json", {**record, **provenance.environment()})
+    if not is_whole(partial):
+        raise PageError(f"{page}: finished without judging a claim (its folder must hold claims.json)")
+    if target.exists():
+        old = target.parent / f".{page}.old"
+        os.replace(target, old)
+        os.replace(partial, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, target)
+    say(page, f"finished in {seconds // 60} min {seconds % 60} s")
+    return True
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a page's folder holds all that a finished page leaves."""
+    return all((folder / name).is_file() for name in ("executed.ipynb", "claims.json", "provenance.json"))
+
+
+def _execute(page: str, source: Path, folder: Path, parameters: dict[str, Any]) -> None:
+    progress = folder / "progress"
+    os.environ["KADAM_OUTPUT"], os.environ["KADAM_PROGRESS"] = str(folder), str(progress)
+    stop = threading.Event()
+    watcher = threading.Thread(target=_tell, args=(page, progress, stop), daemon=True)
+    watcher.start()
+    try:
+        _papermill(source, folder / "executed.ipynb", parameters)
+    finally:
+        stop.set()
+        watcher.join()
+        progress.unlink(missing_ok=True)
+    normalise(folder / "executed.ipynb")
+
+
+def _papermill(source: Path, target: Path, parameters: dict[str, Any]) -> None:
+    # the kernel's own warnings (it speaks plain TCP on this machine) are not the reader's concern
+    try:
+        papermill.execute_notebook(source, target, parameters, cwd=NOTEBOOKS, kernel_name="python3",
+                                   progress_bar=False, extra_arguments=["--log-level=ERROR"])  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        raise PageError(f"{source.stem}: cell {error.exec_count} raised {error.ename}: {error.evalue}") from None
+
+
+def _tell(page: str, progress: Path, stop: threading.Event) -> None:
+    """Print the page's progress when it changed, at most every five seconds."""
+    last = ""
+    while not stop.wait(5):
+        line = progress.read_text() if progress.exists() else ""
+        if line and line != last:
+            say(page, line)
+            last = line
+
+
+def say(page: str, text: str) -> None:
+    print(f"{page:<22} {text}", file=sys.stderr, flush=True)
+
+
+def normalise(path: Path) -> None:
+    """Take from an executed notebook what differs between two identical runs; outputs and counts stay."""
+    subprocess.run(
+        [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-count", "--extra-keys", " ".join(STRIPPED), path],
+        check=True,
+    )
+
+
+def execute_in_place(page: str) -> None:
+    """Execute a committed notebook with its own (smoke) parameters and keep its outputs, normalised."""
+    path = NOTEBOOKS / f"{page}.ipynb"
+    temporary = path.with_name(f".{page}.ipynb")
+    os.environ.pop("KADAM_OUTPUT", None)
+    os.environ["KADAM_PROGRESS"], os.environ["KADAM_CACHE"] = "off", "off"
+    try:
+        _papermill(path, temporary, {})
+        normalise(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def faults(path: Path) -> list[str]:
+    """What is wrong with a committed notebook as nbval would let it pass: nothing, when the list is empty."""
+    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    marked = [cell for cell in code if cell.source.startswith(MARK)]
+    found = []
+    if not marked:
+        found.append(f"no cell starts with {MARK}, so nothing is checked")
+    if any(not cell.outputs for cell in marked):
+        found.append("a marked cell has no output, so nbval would accept any")
+    if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
+        found.append("not executed from top to bottom in one go")
+    if any(output.output_type == "error" for cell in code for output in cell.outputs):
+        found.append("an error is stored in the outputs")
+    try:
+        default_parameters(path)
+    except PageError as error:
+        found.append(str(error))
+    return [f"{path.name}: {fault}" for fault in found]

@@ -1,0 +1,135 @@
+"""The verdict table: from the finished pages into results/ and the README."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab import claims, pages
+from lab.claims import Claim
+from lab.files import ROOT, write, write_json
+
+START, END = "<!-- verdicts: written by `make reproduce` -->", "<!-- end of verdicts -->"
+
+
+def collect(profile: str) -> dict[str, Any]:
+    """The claims of all pages by name: of those in ``results/<profile>/pages``, else as last recorded.
+
+    A page whose notebook is gone is dropped.
+    """
+    recorded = recorded_claims(profile)
+    gathered = {}
+    for page in pages.names():
+        folder = pages.kept(page, profile)
+        if pages.is_whole(folder):
+            gathered[page] = {
+                "provenance": json.loads((folder / "provenance.json").read_text()),
+                "claims": json.loads((folder / "claims.json").read_text()),
+            }
+        elif page in recorded:
+            gathered[page] = recorded[page]
+    return gathered
+
+
+def recorded_claims(profile: str) -> dict[str, Any]:
+    """What results/ of the profile holds already."""
+    path = pages.results_of(profile) / "claims.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def claims_of(entry: dict[str, Any]) -> list[Claim]:
+    return [
+        Claim(**{**claim, "accept": tuple(claim["accept"]), "interval": claim["interval"] and tuple(claim["interval"])})
+        for claim in entry["claims"]
+    ]
+
+
+def report(profile: str) -> bool:
+    """Write claims.json, CLAIMS.md and figures/ of a profile (of ``standard``, the README's table), print the verdicts.
+
+    Returns whether every claim that must hold does.
+    """
+    gathered = collect(profile)
+    folder = pages.results_of(profile)
+    write_json(folder / "claims.json", gathered)
+    write(folder / "CLAIMS.md", markdown(gathered, profile))
+    for page in gathered:
+        for figure in sorted((pages.kept(page, profile) / "figures").glob("*.png")):
+            target = folder / "figures" / figure.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(figure, target.with_suffix(".partial"))
+            target.with_suffix(".partial").replace(target)
+    if profile == "standard":
+        update_readme(ROOT / "README.md", gathered)
+    everything = [claim for entry in gathered.values() for claim in claims_of(entry)]
+    print("\n".join(f"{claim.name:<26} {claims.measured(claim):<36} {claim.verdict}" for claim in everything))
+    broken = [claim.name for claim in everything if claim.broken]
+    if broken:
+        print(f"MUST HOLD, AND DOES NOT: {', '.join(broken)}")
+    print(f"{len(everything)} claims of {len(gathered)} pages, written to {folder.relative_to(ROOT)}/")
+    return not broken
+
+
+def markdown(gathered: dict[str, Any], profile: str) -> str:
+    """CLAIMS.md: every claim with prediction, measurement and verdict, and the provenance of every page."""
+    parts = [
+        f"# Claims and verdicts, profile `{profile}`\n",
+        "Written by `make reproduce`; do not edit. Intervals are 95 %.\n",
+    ]
+    header = ("claim", "source", "kind", "predicted", "accepted", "measured", "seeds", "verdict")
+    for page, entry in gathered.items():
+        rows = [
+            (f"**{claim.name}**: {claim.statement}", claim.source, claim.kind, _or_dash(claim.predicted),
+             claims.accepted(claim), claims.measured(claim), _or_dash(claim.seeds), claim.verdict)
+            for claim in claims_of(entry)
+        ]  # fmt: skip
+        origin = entry["provenance"]
+        versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+        parameters = ", ".join(f"{name} = {value}" for name, value in origin["parameters"].items())
+        up = "../" if profile == "standard" else "../../"
+        parts += [
+            f"## [{page}]({up}notebooks/{page}.ipynb)\n",
+            _table(header, rows) + "\n",
+            f"Parameters: {parameters}.\n",
+            f"Computed in {origin['seconds']} s at commit `{origin['commit']}` with {versions}, on {origin['system']}"
+            f" {origin['machine']}, {origin['cores']} cores.\n",
+        ]
+    return "\n".join(parts)
+
+
+def readme_table(gathered: dict[str, Any]) -> str:
+    """The README's table: the claims, without controls, in few columns."""
+    rows = [
+        (f"[{page[:2]}](notebooks/{page}.ipynb)", claim.statement, _or_dash(claim.predicted), claims.measured(claim),
+         claim.verdict)
+        for page, entry in gathered.items()
+        for claim in claims_of(entry)
+        if claim.kind != "control"
+    ]  # fmt: skip
+    return _table(("page", "claim", "predicted", "measured [95 % interval]", "verdict"), rows)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def update_readme(path: Path, gathered: dict[str, Any]) -> None:
+    """Replace what stands between the README's two marks by the table.
+
+    Raises:
+        ValueError: the marks are not there, once each and in order.
+    """
+    text = path.read_text()
+    before, found, rest = text.partition(START)
+    _, found_end, after = rest.partition(END)
+    if not (found and found_end):
+        raise ValueError(f"{path.name}: must hold the lines {START} and {END}")
+    write(path, f"{before}{START}\n{readme_table(gathered)}\n{END}{after}")
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

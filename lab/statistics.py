@@ -1,0 +1,43 @@
+"""Intervals: every statistical claim carries one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Interval = tuple[float, float]
+
+
+def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, Interval]:
+    """Mean of independent ``values``, shape (seeds,), and its Student-t confidence interval; infinite for one value."""
+    array = np.asarray(values, dtype=float)
+    mean = float(array.mean())
+    if len(array) < 2:
+        return mean, (-np.inf, np.inf)
+    half = float(stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
+    return mean, (mean - half, mean + half)
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float], *paired: NDArray[np.float64], level: float = 0.95, resamples: int = 2000
+) -> tuple[float, Interval]:
+    """``statistic(*paired)`` and its percentile bootstrap interval; the first axis is resampled, in all alike."""
+    count = len(paired[0])
+    generator = np.random.default_rng(0)
+    draws = generator.integers(0, count, size=(resamples, count))
+    values = [statistic(*(array[draw] for array in paired)) for draw in draws]
+    tail = 50 * (1 - level)
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    value = float(statistic(*paired))
+    return value, (float(min(low, value)), float(max(high, value)))
+
+
+def regression(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line of y on x; NaN where all x are equal."""
+    if np.ptp(x) == 0:
+        return np.nan, np.nan
+    result = stats.linregress(x, y)
+    return float(result.slope), float(result.intercept)

@@ -1,0 +1,113 @@
+"""The training loop: it records what a page asks for, and a run that diverges says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kadam.optimizer import KAdam
+
+Observer = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class History:
+    """What ``train`` saw.
+
+    Attributes:
+        outcome: ``"finished"``, or ``"diverged at step n"`` when the loss of step n was not finite; that step
+            was not taken.
+        loss: training loss before each step, shape (steps taken,).
+        observed: one array per observer, over the steps at which it was asked.
+        observed_at: these steps, counted from 1 after the update.
+    """
+
+    outcome: str
+    loss: NDArray[np.float64]
+    observed: dict[str, NDArray[np.float64]]
+    observed_at: NDArray[np.int64]
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    observers: Mapping[str, Observer] | None = None,
+    every: int = 1,
+) -> History:
+    """Minimise the cross-entropy over ``batches``, one step per batch; ask the observers after every ``every`` steps.
+
+    The model's output has its classes in the last dimension; targets have the other dimensions.
+    """
+    observers = observers or {}
+    losses: list[float] = []
+    seen: dict[str, list[float]] = {name: [] for name in observers}
+    at: list[int] = []
+    outcome = "finished"
+    for step, (inputs, targets) in enumerate(batches, start=1):
+        loss = cross_entropy(model(inputs), targets)
+        value = loss.item()
+        if not np.isfinite(value):
+            outcome = f"diverged at step {step}"
+            break
+        losses.append(value)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % every == 0:
+            at.append(step)
+            for name, observe in observers.items():
+                seen[name].append(observe())
+    return History(
+        outcome, np.array(losses), {name: np.array(values) for name, values in seen.items()}, np.array(at, dtype=int)
+    )
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+
+@torch.no_grad()
+def accuracy(logits: Tensor, targets: Tensor) -> float:
+    """Share of ``targets`` that the largest logit names."""
+    return (logits.argmax(-1) == targets).float().mean().item()
+
+
+def largest_update(model: nn.Module, optimizer: KAdam) -> float:
+    """max |u| over all coordinates of all parameters, for the optimizer's last step."""
+    return max(optimizer.last_update(param).abs().max().item() for param in model.parameters())
+
+
+def shuffled_batches(x: Tensor, y: Tensor, size: int, steps: int, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """``steps`` batches of ``size`` examples; every epoch in a new order, its incomplete last batch left out."""
+    if not 1 <= size <= len(x):
+        raise ValueError(f"size: {size} (must lie between 1 and the number of examples, {len(x)})")
+    generator = torch.Generator().manual_seed(seed)
+    order: Tensor = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(order) < size:
+            order = torch.randperm(len(x), generator=generator)
+        chosen, order = order[:size], order[size:]
+        yield x[chosen], y[chosen]
+
+
+def single_pass(tokens: Tensor, context: int, size: int, steps: int, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """``steps`` batches of ``size`` blocks of text, each block used once: inputs and next tokens, (size, context).
+
+    Raises:
+        ValueError: the text is too short for that many blocks.
+    """
+    blocks = len(tokens) // (context + 1)
+    if size * steps > blocks:
+        raise ValueError(f"steps: {steps} (one pass over the text has {blocks // size} batches of this size)")
+    pieces = tokens[: blocks * (context + 1)].view(blocks, context + 1)
+    order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))
+    for chosen in order[: size * steps].view(steps, size):
+        yield pieces[chosen, :-1], pieces[chosen, 1:]

@@ -1,0 +1,32 @@
+import nbformat
+import pytest
+
+from lab import files, pages
+
+SETUP = f"import sys\nsys.path.insert(0, {str(files.ROOT)!r})\nfrom lab.claims import Page\npage = Page('tiny')"
+PREDICT = "page.predict('c', 'x is one', source='test', kind='theorem', predicted=1.0, accept=(0.5, 1.5))"
+
+
+def write_page(folder, name="tiny", parameters="x = 1.0\ncount = 2", last="page.judge('c', x)", tags=("parameters",)):
+    """A small notebook with all that a page needs."""
+    code = [parameters, SETUP, PREDICT, last, "# NBVAL_CHECK_OUTPUT\npage.verdicts()"]
+    cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(code)]
+    cells[0].metadata["tags"] = list(tags)
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """An empty project with one tiny page, in a folder with a space in its name."""
+    root = tmp_path / "a house"
+    (root / "notebooks" / "parameters").mkdir(parents=True)
+    (root / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  x: 1.25\n")
+    write_page(root / "notebooks")
+    monkeypatch.setattr(pages, "NOTEBOOKS", root / "notebooks")
+    monkeypatch.setattr(pages, "RESULTS", root / "results")
+    for name in ("KADAM_OUTPUT", "KADAM_PROGRESS", "KADAM_CACHE"):
+        monkeypatch.setenv(name, "off")
+        monkeypatch.delenv(name)
+    return root

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from lab import files, pages, provenance, report
+
+
+def test_the_readme_shows_the_committed_results():
+    readme = (files.ROOT / "README.md").read_text()
+    shown = readme.partition(report.START)[2].partition(report.END)[0].strip()
+    assert shown == report.readme_table(report.recorded_claims("standard"))
+
+
+@pytest.mark.parametrize("profile", ["standard", "full"])
+def test_the_claims_page_shows_the_committed_results(profile):
+    recorded = report.recorded_claims(profile)
+    if profile == "standard" or recorded:
+        page = (pages.results_of(profile) / "CLAIMS.md").read_text()
+        assert page == report.markdown(recorded, profile)
+
+
+@pytest.mark.parametrize("page", pages.names())
+def test_the_committed_results_are_those_of_this_code(page):
+    recorded = report.recorded_claims("standard")[page]["provenance"]
+    if recorded["versions"] != provenance.versions():
+        pytest.skip(f"the results were computed with {recorded['versions']}, this is {provenance.versions()}")
+    current = pages.key_of(page, pages.parameters_of(page, "standard"))
+    assert recorded["key"] == current, "notebook, parameters or code changed since: run `make reproduce`"
+
+
+@pytest.mark.parametrize("profile", ["standard", "full"])
+def test_every_committed_claim_that_must_hold_does(profile):
+    for entry in report.recorded_claims(profile).values():
+        assert [claim.name for claim in report.claims_of(entry) if claim.must_hold and claim.broken] == []
+
+
+@pytest.fixture
+def reported(house, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", house)
+    (house / "README.md").write_text(f"# x\n{report.START}\nold\n{report.END}\nrest\n")
+    pages.run("tiny", "standard")
+    return house
+
+
+def test_report_writes_the_table_everywhere(reported, capsys):
+    assert report.report("standard")
+    readme = (reported / "README.md").read_text()
+    assert readme.startswith(f"# x\n{report.START}\n| page |") and readme.endswith(f"{report.END}\nrest\n")
+    assert "| 1 | 1.25 | holds |" in readme
+    assert "x is one" in (reported / "results" / "CLAIMS.md").read_text()
+    assert "1 claims of 1 pages" in capsys.readouterr().out
+
+
+def test_report_fails_when_a_claim_that_must_hold_does_not(reported, capsys):
+    path = reported / "results" / "pages" / "tiny" / "claims.json"
+    path.write_text(json.dumps([{**claim, "verdict": "VIOLATED"} for claim in json.loads(path.read_text())]))
+    assert not report.report("standard")
+    assert "MUST HOLD, AND DOES NOT: c" in capsys.readouterr().out
+
+
+def test_results_of_pages_not_run_here_stay_and_those_of_lost_ones_go(reported):
+    report.report("standard")
+    recorded = reported / "results" / "claims.json"
+    entry = json.loads(recorded.read_text())["tiny"]
+    recorded.write_text(json.dumps({"tiny": entry, "gone": entry}))
+    for path in (reported / "results" / "pages" / "tiny").iterdir():
+        path.unlink()
+    assert list(report.collect("standard")) == ["tiny"]
+
+
+def test_a_readme_without_marks_is_refused(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("nothing")
+    with pytest.raises(ValueError, match="must hold the lines"):
+        report.update_readme(path, {})

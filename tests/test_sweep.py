@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from lab import files, sweep
+from lab.experiments.k_adam import convnet_on_mnist1d
+
+RUNS = [dict(k=1, schedule="naive", lr=1e-3, seed=seed, steps=2, batch=10, every=1) for seed in range(3)]
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RUNS", tmp_path)
+    monkeypatch.setenv("KADAM_CACHE", "on")
+    monkeypatch.setenv("KADAM_WORKERS", "1")
+    return tmp_path
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Counts the runs that are computed (in this process, as there is one worker)."""
+    counted = []
+    original = sweep._compute
+
+    def counting(*arguments):
+        counted.append(arguments[0])
+        return original(*arguments)
+
+    monkeypatch.setattr(sweep, "_compute", counting)
+    return counted
+
+
+def equal(a, b):
+    return all(a[name] == b[name] if isinstance(a[name], str) else np.array_equal(a[name], b[name]) for name in a | b)
+
+
+def test_a_finished_run_is_not_computed_again(records, computed):
+    first = sweep.sweep(convnet_on_mnist1d, RUNS[:2], "test")
+    second = sweep.sweep(convnet_on_mnist1d, RUNS, "test")
+    assert computed == [0, 1, 2]
+    assert all(equal(a, b) for a, b in zip(first, second[:2], strict=True)) and not equal(second[0], second[1])
+    assert second[0]["outcome"] == "finished" and second[0]["test_loss"].shape == (2,)
+
+
+def test_processes_give_what_one_gives(records, monkeypatch):
+    one = sweep.sweep(convnet_on_mnist1d, RUNS, "test")
+    monkeypatch.setenv("KADAM_CACHE", "off")
+    monkeypatch.setenv("KADAM_WORKERS", "2")
+    two = sweep.sweep(convnet_on_mnist1d, RUNS, "test")
+    assert all(equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_record_is_computed_again(records, computed, damage):
+    (right,) = sweep.sweep(convnet_on_mnist1d, RUNS[:1], "test")
+    (path,) = records.glob("*.npz")
+    content = bytearray(path.read_bytes())
+    middle = content.index(b"test_loss.npy") + 60
+    content[middle] ^= 0xFF
+    path.write_bytes({"cut": path.read_bytes()[:-50], "flip": bytes(content), "empty": b""}[damage])
+    (again,) = sweep.sweep(convnet_on_mnist1d, RUNS[:1], "test")
+    assert computed == [0, 0] and equal(right, again)
+
+
+def test_other_code_or_data_is_another_run(records, computed, monkeypatch):
+    sweep.sweep(convnet_on_mnist1d, RUNS[:1], "test")
+    monkeypatch.setattr(sweep.provenance, "module_version", lambda module: "changed")
+    sweep.sweep(convnet_on_mnist1d, RUNS[:1], "test")
+    monkeypatch.setattr(sweep.data, "checksum", lambda name: "changed")
+    sweep.sweep(convnet_on_mnist1d, RUNS[:1], "test")
+    assert computed == [0, 0, 0]
+
+
+def test_finished_runs_survive_a_failing_one(records, computed):
+    with pytest.raises(ValueError, match="Invalid k: 0"):
+        sweep.sweep(convnet_on_mnist1d, [*RUNS[:2], {**RUNS[0], "k": 0}], "test")
+    assert len(list(records.glob("*.npz"))) == 2
+
+
+def test_an_unknown_argument_is_refused_before_anything_runs(records, computed):
+    with pytest.raises(TypeError, match="speed"):
+        sweep.sweep(convnet_on_mnist1d, [RUNS[0], {**RUNS[1], "speed": 1}], "test")
+    assert computed == []

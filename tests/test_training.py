@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kadam import KAdam
+from lab.models import ConvNet, Transformer
+from lab.training import largest_update, shuffled_batches, single_pass, train
+
+
+def test_a_transformer_does_not_see_the_future():
+    torch.manual_seed(0)
+    model = Transformer(vocabulary=11, context=8)
+    tokens = torch.randint(11, (2, 8))
+    changed = tokens.clone()
+    changed[:, 5] = (tokens[:, 5] + 1) % 11
+    difference = (model(tokens) - model(changed)).abs().sum(-1)
+    assert (difference[:, :5] == 0).all() and (difference[:, 5:] > 0).all()
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_convnet_learns(norm):
+    torch.manual_seed(0)
+    model = ConvNet(norm=norm)
+    x, y = torch.randn(50, 40), torch.randint(10, (50,))
+    history = train(model, KAdam(model.parameters(), lr=1e-2, k=1), shuffled_batches(x, y, 50, 60, 0))
+    assert history.outcome == "finished" and history.loss[-1] < history.loss[0] / 2
+
+
+def test_wrong_norm_is_named():
+    with pytest.raises(ValueError, match="norm: 'batch'"):
+        ConvNet(norm="batch")
+
+
+def test_divergence_is_a_named_outcome():
+    model = nn.Linear(2, 3)
+    x, y = torch.ones(9, 2), torch.zeros(9, dtype=torch.long)
+    x[4:] = float("inf")
+    batches = ((x[i : i + 1], y[i : i + 1]) for i in range(9))
+    history = train(model, KAdam(model.parameters()), batches, {"one": lambda: 1.0})
+    assert history.outcome == "diverged at step 5" and len(history.loss) == 4
+    assert history.observed["one"].tolist() == [1.0] * 4
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_observers_are_asked_when_due():
+    model = nn.Linear(2, 3)
+    optimizer = KAdam(model.parameters(), k=1)
+    batches = shuffled_batches(torch.randn(8, 2), torch.zeros(8, dtype=torch.long), 4, 7, 0)
+    history = train(model, optimizer, batches, {"largest": lambda: largest_update(model, optimizer)}, every=3)
+    assert history.observed_at.tolist() == [3, 6] and np.all(history.observed["largest"] > 0)
+
+
+def test_shuffled_batches_use_every_example_once_an_epoch():
+    x = torch.arange(10)
+    epochs = [a for a, _ in shuffled_batches(x, x, 5, 4, seed=0)]
+    for first, second in (epochs[:2], epochs[2:]):
+        assert sorted(torch.cat([first, second]).tolist()) == list(range(10))
+    assert not torch.equal(torch.cat(epochs[:2]), torch.cat(epochs[2:]))
+    with pytest.raises(ValueError, match="size: 11"):
+        next(iter(shuffled_batches(x, x, 11, 1, 0)))
+
+
+def test_single_pass_uses_no_text_twice():
+    tokens = torch.arange(100)
+    batches = list(single_pass(tokens, context=4, size=2, steps=10, seed=0))
+    seen = torch.cat([x.flatten() for x, _ in batches])
+    assert len(set(seen.tolist())) == len(seen) == 80
+    assert all(torch.equal(x + 1, y) for x, y in batches)
+    with pytest.raises(ValueError, match="steps: 11"):
+        next(iter(single_pass(tokens, 4, 2, 11, 0)))

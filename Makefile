@@ -10,7 +10,9 @@ endif
 
 # Nothing of the user's own Python and Jupyter settings reaches the results, and no home directory is needed.
 CACHE := $(CURDIR)/.cache
+unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
 export PYTHONNOUSERSITE := 1
+export PYTHONUTF8 := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export JUPYTER_CONFIG_DIR := $(CACHE)/jupyter/config
 export JUPYTER_DATA_DIR := $(CACHE)/jupyter/data
@@ -45,7 +47,7 @@ lint: environment
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
 environment:
-	@cmp -s requirements.lock .venv/complete || sh lab/bootstrap.sh
+	@cmp -s requirements.lock .venv/complete && $(PY) -c '' 2>/dev/null || sh lab/bootstrap.sh
 	@mkdir -p .cache/ipython .cache/jupyter/runtime
 
 # Resolve the newest versions that pyproject.toml allows. torch stays as it is: it decides most of what is computed.

@@ -75,35 +75,38 @@ class KAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        changes = [change for group in self.param_groups for change in self._changes(group)]
-        for target, value in changes:  # nothing was changed before this line, so an error leaves all as it was
-            target.copy_(value)
+        # everything that can be refused is refused before anything is changed
+        work = [
+            (param, param.grad, self._checked_state(param, param.grad, group), group)
+            for group in self.param_groups
+            for param in group["params"]
+            if param.grad is not None
+        ]
+        for param, grad, state, group in work:
+            pairs = stages(group["betas"], group["k"], group["schedule"])
+            lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
+            n = state["step"].item() + 1
+            old = _moments(state, len(pairs))
+            new = update.cascade(-grad if group["maximize"] else grad, old, n, pairs, group["eps"])
+            value = update.apply(param, new[-1], n, pairs[-1], lr, group["weight_decay"], group["eps"])
+            for before, after in zip(old, new, strict=True):
+                before.m.copy_(after.m)
+                before.v.copy_(after.v)
+            param.copy_(value)
+            state["step"] += 1
         return loss
 
-    def _changes(self, group: dict[str, Any]) -> Iterable[tuple[Tensor, Tensor]]:
-        """The group's step as (tensor, its new value): moments, step counts and parameters."""
-        pairs = stages(group["betas"], group["k"], group["schedule"])
-        lr, weight_decay, eps = group["lr"], group["weight_decay"], group["eps"]
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            if param.grad.is_sparse or param.is_complex():
-                kind = "sparse gradients" if param.grad.is_sparse else "complex parameters"
-                raise RuntimeError(f"KAdam does not support {kind}; use torch.optim.SparseAdam or split the tensor")
-            state = self._state_of(param, len(pairs))
-            n = state["step"].item() + 1
-            grad = -param.grad if group["maximize"] else param.grad
-            old = _moments(state, len(pairs))
-            new = update.cascade(grad, old, n, pairs, eps)
-            for before, after in zip(old, new, strict=True):
-                yield from zip(before, after, strict=True)
-            yield param, update.apply(param, new[-1], n, pairs[-1], lr, weight_decay, eps)
-            yield state["step"], torch.tensor(n)
-
-    def _state_of(self, param: Tensor, k: int) -> dict[str, Any]:
+    def _checked_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """The state of ``param``, made if it has none; refuses what a step cannot do."""
+        k = len(stages(group["betas"], group["k"], group["schedule"]))
+        if grad.is_sparse or param.is_complex():
+            kind = "sparse gradients" if grad.is_sparse else "complex parameters"
+            raise RuntimeError(f"KAdam does not support {kind}; use torch.optim.SparseAdam or split the tensor")
         state: dict[str, Any] = self.state[param]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            # counted in the type that torch's own optimizers use, whatever the parameter's
+            wide = torch.get_default_dtype() == torch.float64
+            state["step"] = torch.tensor(0.0, dtype=torch.float64 if wide else torch.float32)
             for stage in range(1, k + 1):
                 for name in _moment_names(stage):
                     state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
@@ -112,6 +115,19 @@ class KAdam(torch.optim.Optimizer):
         if not isinstance(state["step"], Tensor):  # as in checkpoints of old torch versions
             state["step"] = torch.tensor(float(state["step"]))
         return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, also that of ``torch.optim.AdamW``, which fits k = 1; settings it lacks stay as they are.
+
+        Raises:
+            ValueError: the parameter groups do not match, as from any torch optimizer.
+        """
+        saved = state_dict["param_groups"]
+        if len(saved) == len(self.param_groups):
+            own = [{name: group[name] for name in self.defaults} for group in self.param_groups]
+            filled = [{**mine, **theirs} for mine, theirs in zip(own, saved, strict=True)]
+            state_dict = {**state_dict, "param_groups": filled}
+        super().load_state_dict(state_dict)
 
     def last_update(self, param: Tensor) -> Tensor:
         """The update u of the last step for ``param``, from the state: the step was lr u beside the weight decay.
@@ -142,13 +158,12 @@ def _moments(state: dict[str, Any], k: int) -> list[Moments]:
 
 def _check(group: dict[str, Any]) -> None:
     """Check the hyperparameters of a group; the first words are those of torch's own messages."""
-    lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
-    if not lr >= 0:
-        raise ValueError(f"Invalid learning rate: {lr} (lr must be >= 0)")
-    if not eps >= 0:
-        raise ValueError(f"Invalid epsilon value: {eps} (eps must be >= 0)")
-    if not weight_decay >= 0:
-        raise ValueError(f"Invalid weight_decay value: {weight_decay} (weight_decay must be >= 0)")
+    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(group['lr'].shape)}")
+    for name, words in (("lr", "learning rate"), ("eps", "epsilon value"), ("weight_decay", "weight_decay value")):
+        value = group[name]
+        if not isinstance(value, float | int | Tensor):
+            raise TypeError(f"Invalid {words}: {value!r} ({name} must be a number >= 0)")
+        if not value >= 0:
+            raise ValueError(f"Invalid {words}: {value} ({name} must be >= 0)")
     stages(group["betas"], group["k"], group["schedule"])

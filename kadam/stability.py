@@ -110,10 +110,17 @@ def extremal_gradients(n: int, beta: float, gamma: float) -> Array:
     """The gradients g_0 ... g_n, shape (n + 1,), for which |u_n| equals ``exact_bound``: g_j = (beta/gamma)^j.
 
     Any multiple attains it too, and nothing else does. Scaled so that the largest is 1. Rates in (0, 1).
+
+    Raises:
+        ValueError: the sequence is so steep or long that its squares would underflow in float64.
     """
     beta_, gamma_ = _rates(beta, gamma, positive=True)
     j = np.arange(int(_steps(n)) + 1)
     exponent = j * (np.log(beta_) - np.log(gamma_))
+    if np.ptp(exponent) > 340:  # e^-680 is near the least normal number
+        raise ValueError(
+            f"n: {n} (at beta = {beta}, gamma = {gamma} float64 holds it up to {int(340 / abs(exponent[1]))})"
+        )
     sequence: Array = np.exp(exponent - exponent.max())
     return sequence
 

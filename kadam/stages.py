@@ -17,7 +17,7 @@ All four give alpha itself at k = 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from kadam.update import Stage
@@ -46,16 +46,16 @@ def stages(betas: Betas, k: int, schedule: str = "inverse_exp") -> list[Stage]:
         TypeError: ``betas`` is neither a pair of numbers nor a sequence of such pairs.
         ValueError: ``k``, ``schedule`` or a rate is out of range, or there are explicit pairs but not k.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ValueError(f"Invalid k: {k!r} (the number of stages must be an integer >= 1)")
-    if schedule not in SCHEDULES:
+    if not isinstance(schedule, str) or schedule not in SCHEDULES:
         raise ValueError(f"Invalid schedule: {schedule!r} (must be one of {', '.join(SCHEDULES)})")
     if _is_pair_list(betas):
         pairs = [_checked_pair(pair) for pair in betas]
         if len(pairs) != k:
             raise ValueError(f"Invalid betas: {len(pairs)} explicit pairs for k = {k} (give k pairs, or set k)")
         return [Stage(gamma, beta) for gamma, beta in pairs]
-    rate = SCHEDULES[schedule]
+    k, rate = int(k), SCHEDULES[schedule]
     gamma, beta = _checked_pair(betas)
     return [Stage(rate(gamma, k), rate(beta, k))] * k
 

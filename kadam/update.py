@@ -64,14 +64,12 @@ def bias_correction(alpha: Number, n: Number) -> Number:
 def denominator(v: Tensor, n: Number, beta: Number, eps: Number) -> Tensor:
     """sqrt(v / (1 - beta^n)) + eps, with infinity in place of zero.
 
-    The infinity makes the update of a coordinate whose second moment is zero equal to zero instead of
-    0/0 at eps = 0. With eps > 0 no entry is zero and this is AdamW's denominator.
+    The infinity gives a coordinate whose second moment is zero the update zero instead of 0/0: at eps = 0, and
+    where eps is lost in the dtype (1e-8 is zero in float16). Elsewhere this is AdamW's denominator.
     """
     correction = bias_correction(beta, n) ** 0.5
     root = v.sqrt() / correction + eps
-    if isinstance(eps, Tensor) or eps == 0:
-        root = root.masked_fill(root == 0, torch.inf)
-    return root
+    return root.masked_fill(root == 0, torch.inf)
 
 
 def output(moments: Moments, n: Number, stage: Stage, eps: Number) -> Tensor:

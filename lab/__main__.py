@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import sys
-
-import yaml
+from typing import Any
 
 from lab import pages, report
+
+
+def literal(name: str, text: str) -> Any:
+    """A parameter's value as Python writes it, like the parameters cell: 1e-3, 7, [1, 2], 'text'."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        raise pages.PageError(f"parameter {name}: {text!r} (must be a Python literal)") from None
 
 
 def main() -> int:
@@ -16,7 +24,7 @@ def main() -> int:
     run = commands.add_parser("run", help="run a page headlessly, unless it is up to date")
     run.add_argument("page", help="a notebook's name without .ipynb")
     run.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), action="append", default=[],
-                     help="another value for a parameter; the page is then kept under results/custom/")  # fmt: skip
+                     help="another value for a parameter, as Python writes it; kept under results/custom/")  # fmt: skip
     table = commands.add_parser("report", help="write results/ from the finished pages, print the verdicts")
     for command in (run, table):
         command.add_argument("--profile", default="standard", choices=pages.PROFILES)
@@ -26,7 +34,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         if given.command == "run":
-            pages.run(given.page, given.profile, {name: yaml.safe_load(value) for name, value in given.p})
+            pages.run(given.page, given.profile, {name: literal(name, value) for name, value in given.p})
         elif given.command == "execute":
             pages.execute_in_place(given.page)
         elif given.command == "pages":

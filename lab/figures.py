@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import ArrayLike
 
 PALETTE = sns.color_palette("colorblind")
@@ -24,7 +27,8 @@ def style() -> None:
     plt.rcParams.update(
         {"figure.dpi": 90, "savefig.dpi": 150, "figure.constrained_layout.use": True, "axes.spines.top": False,
          "axes.spines.right": False, "legend.frameon": False, "font.size": 10, "axes.labelsize": 10,
-         "axes.titlesize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9}
+         "axes.titlesize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 9,
+         "legend.title_fontsize": 9}
     )  # fmt: skip
 
 
@@ -33,6 +37,14 @@ def band(ax: Axes, x: ArrayLike, runs: ArrayLike, **line: Any) -> None:
     values = np.asarray(runs)
     (drawn,) = ax.plot(x, np.median(values, axis=0), **line)
     ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=drawn.get_color(), alpha=0.25, linewidth=0)
+
+
+def plain_log(axis: Axis, ticks: Sequence[float]) -> None:
+    """A logarithmic axis that reads 0.2, 0.5, 1 in place of powers of ten."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def save(figure: Figure, name: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 RESULTS = ROOT / "results"
-RUNS = ROOT / "results" / "runs"
+RUNS = RESULTS / "runs"
+CACHE = ROOT / ".cache"
 
 
 def write(path: Path, content: bytes | str) -> None:

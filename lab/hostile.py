@@ -13,21 +13,21 @@ Array = NDArray[np.float64]
 Rates = tuple[Array, Array]  # (beta, gamma), each of shape (sequences,)
 
 
-def largest_ratio_to_bound(gradients: Array, *rates: Rates) -> float:
-    """max |u_n| / B_n over all sequences and all n, in float64 at eps = 0.
+def ratio_to_bound(gradients: Array, *rates: Rates) -> Array:
+    """max |u_n| / B_n over all sequences, for every n, in float64 at eps = 0. At n = 0 it is 1 for any gradient.
 
-    ``gradients`` has shape (sequences, steps). One pair of ``rates`` is Adam; k pairs are k-Adam, first stage first,
-    and B_n is the exact bound of the last.
+    ``gradients`` has shape (sequences, steps), the result has shape (steps,). One pair of ``rates`` is Adam; k pairs
+    are k-Adam, first stage first, and B_n is the exact bound of the last.
     """
     stages = [Stage(torch.tensor(gamma), torch.tensor(beta)) for beta, gamma in rates]
     zeros = torch.zeros(len(gradients), dtype=torch.float64)
     moments = [Moments(zeros, zeros)] * len(stages)
-    largest = 0.0
+    largest = []
     for n, gradient in enumerate(torch.tensor(gradients).T):
         moments = update.cascade(gradient, moments, n + 1, stages, 0.0)
         size = update.output(moments[-1], n + 1, stages[-1], 0.0).abs().numpy()
-        largest = np.maximum(largest, (size / stability.exact_bound(n, *rates[-1])).max())  # keeps a NaN
-    return float(largest)
+        largest.append((size / stability.exact_bound(n, *rates[-1])).max())
+    return np.array(largest)
 
 
 def random_rates(count: int, generator: np.random.Generator) -> Rates:

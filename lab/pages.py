@@ -8,6 +8,7 @@ that it uses changed.
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import os
 import shutil
@@ -15,15 +16,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
 import yaml
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from lab import provenance
-from lab.files import NOTEBOOKS, RESULTS, write_json
+from lab.claims import BROKEN
+from lab.files import CACHE, NOTEBOOKS, RESULTS, ROOT, write_json
 
 PROFILES = ("smoke", "standard", "full")
 MARK = "# NBVAL_CHECK_OUTPUT"
@@ -37,7 +42,7 @@ class PageError(RuntimeError):
 
 def names() -> list[str]:
     """All pages, in reading order."""
-    return sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    return sorted(path.stem for path in NOTEBOOKS.glob("[!.]*.ipynb"))
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -80,9 +85,13 @@ def checked_parameters(values: dict[str, Any], defaults: dict[str, Any], where: 
     for name, value in values.items():
         if name not in defaults:
             raise PageError(f"{where}: unknown parameter {name!r} (known: {', '.join(defaults)})")
-        wanted = type(defaults[name])
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise PageError(f"{where}: parameter {name} = {value!r} (must be of type {wanted.__name__})")
+        pairs = [(value, defaults[name])]
+        if type(value) is type(defaults[name]) is list:
+            pairs = [(element, defaults[name][0]) for element in value]
+        for given, default in pairs:
+            wanted = type(default)
+            if type(given) is not wanted and not (wanted is float and type(given) is int):
+                raise PageError(f"{where}: parameter {name} = {value!r} ({given!r} must be of type {wanted.__name__})")
     return values
 
 
@@ -114,12 +123,12 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def key_of(page: str, parameters: dict[str, Any]) -> str:
-    """What a page's results depend on: its cells, its parameters, the code it imports, and versions."""
+    """What a page's results depend on: its cells, its parameters, the code it imports, data and versions."""
     cells = [(cell.cell_type, cell.source) for cell in read(NOTEBOOKS / f"{page}.ipynb").cells]
     source = "\n".join(text for kind, text in cells if kind == "code" and not text.startswith("%"))
     return provenance.digest(
         {"cells": cells, "parameters": parameters, "code": provenance.code_version(source, page),
-         "versions": provenance.versions()}
+         "data": (ROOT / "data" / "registry.json").read_text(), "versions": provenance.versions()}
     )  # fmt: skip
 
 
@@ -131,9 +140,7 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
     Raises:
         PageError: an unknown page, profile or parameter; the page failed; it did not judge what it predicted.
     """
-    source = NOTEBOOKS / f"{page}.ipynb"
-    if not source.is_file():
-        raise PageError(f"page: {page!r} (must be one of {', '.join(names())})")
+    source = _source(page)
     parameters = parameters_of(page, profile)
     if overrides:
         parameters = {**parameters, **checked_parameters(overrides, parameters, page)}
@@ -144,33 +151,55 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
         return False
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{page}.*"):
-        shutil.rmtree(stale)
-    partial = target.parent / f".{page}.{os.getpid()}"
-    partial.mkdir()
-    say(page, f"starts ({profile})")
-    start = time.monotonic()
-    try:
-        _execute(page, source, partial, parameters)
-    except PageError as error:
-        failed = target.parent / f"{page}.failed.ipynb"
-        os.replace(partial / "executed.ipynb", failed)
-        shutil.rmtree(partial)
-        raise PageError(f"{error} (kept as {failed.relative_to(RESULTS.parent)})") from None
-    seconds = round(time.monotonic() - start)
-    record = {"page": page, "key": key, "profile": profile, "parameters": parameters, "seconds": seconds}
-    write_json(partial / "provenance.json", {**record, **provenance.environment()})
-    if not is_whole(partial):
-        raise PageError(f"{page}: finished without judging a claim (its folder must hold claims.json)")
-    if target.exists():
-        old = target.parent / f".{page}.old"
-        os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, target)
+    with _only_one(page, target.parent / f"{page}.lock"):
+        for stale in target.parent.glob(f".{page}.*"):
+            shutil.rmtree(stale)
+        partial, failed = target.parent / f".{page}.partial", target.parent / f"{page}.failed"
+        partial.mkdir()
+        say(page, f"starts ({profile})")
+        start = time.monotonic()
+        try:
+            _execute(source, partial, parameters)
+            _require_verdicts(page, partial / "claims.json")
+        except PageError as error:
+            shutil.rmtree(failed, ignore_errors=True)
+            partial.replace(failed)
+            raise PageError(f"{error} (what it left is kept in {failed.relative_to(RESULTS.parent)}/)") from None
+        seconds = round(time.monotonic() - start)
+        figures = sorted(path.name for path in partial.glob("figures/*.png"))
+        record = {"page": page, "key": key, "profile": profile, "parameters": parameters, "seconds": seconds}
+        write_json(partial / "provenance.json", {**record, "figures": figures, **provenance.environment()})
+        if target.exists():
+            target.replace(target.parent / f".{page}.old")
+        partial.replace(target)
+        for gone in (target.parent / f".{page}.old", failed):
+            shutil.rmtree(gone, ignore_errors=True)
     say(page, f"finished in {seconds // 60} min {seconds % 60} s")
     return True
+
+
+@contextmanager
+def _only_one(page: str, path: Path) -> Iterator[None]:
+    """Hold a lock, which the system frees however the process ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PageError(f"{page}: is being run already, by another process (wait for it, or stop it)") from None
+        yield
+
+
+def _require_verdicts(page: str, path: Path) -> None:
+    judged = json.loads(path.read_text()) if path.is_file() else []
+    open_claims = [claim["name"] for claim in judged if claim["verdict"] is None]
+    if open_claims or not judged:
+        raise PageError(f"{page}: finished without judging {', '.join(open_claims) or 'a claim'}")
+
+
+def _source(page: str) -> Path:
+    if page not in names():
+        raise PageError(f"page: {page!r} (must be one of {', '.join(names())})")
+    return NOTEBOOKS / f"{page}.ipynb"
 
 
 def is_whole(folder: Path) -> bool:
@@ -178,11 +207,11 @@ def is_whole(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("executed.ipynb", "claims.json", "provenance.json"))
 
 
-def _execute(page: str, source: Path, folder: Path, parameters: dict[str, Any]) -> None:
+def _execute(source: Path, folder: Path, parameters: dict[str, Any]) -> None:
     progress = folder / "progress"
     os.environ["KADAM_OUTPUT"], os.environ["KADAM_PROGRESS"] = str(folder), str(progress)
     stop = threading.Event()
-    watcher = threading.Thread(target=_tell, args=(page, progress, stop), daemon=True)
+    watcher = threading.Thread(target=_tell, args=(source.stem, progress, stop), daemon=True)
     watcher.start()
     try:
         _papermill(source, folder / "executed.ipynb", parameters)
@@ -197,9 +226,11 @@ def _papermill(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     # the kernel's own warnings (it speaks plain TCP on this machine) are not the reader's concern
     try:
         papermill.execute_notebook(source, target, parameters, cwd=NOTEBOOKS, kernel_name="python3",
-                                   progress_bar=False, extra_arguments=["--log-level=ERROR"])  # fmt: skip
+                                   progress_bar=False, extra_arguments=["--log-level=CRITICAL"])  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise PageError(f"{source.stem}: cell {error.exec_count} raised {error.ename}: {error.evalue}") from None
+    except (DeadKernelError, CellTimeoutError) as error:
+        raise PageError(f"{source.stem}: {error} (out of memory?)") from None
 
 
 def _tell(page: str, progress: Path, stop: threading.Event) -> None:
@@ -226,16 +257,13 @@ def normalise(path: Path) -> None:
 
 def execute_in_place(page: str) -> None:
     """Execute a committed notebook with its own (smoke) parameters and keep its outputs, normalised."""
-    path = NOTEBOOKS / f"{page}.ipynb"
-    temporary = path.with_name(f".{page}.ipynb")
+    path, temporary = _source(page), CACHE / f"{page}.ipynb"
+    CACHE.mkdir(exist_ok=True)
     os.environ.pop("KADAM_OUTPUT", None)
     os.environ["KADAM_PROGRESS"], os.environ["KADAM_CACHE"] = "off", "off"
-    try:
-        _papermill(path, temporary, {})
-        normalise(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _papermill(path, temporary, {})
+    normalise(temporary)
+    temporary.replace(path)
 
 
 def faults(path: Path) -> list[str]:
@@ -251,6 +279,12 @@ def faults(path: Path) -> list[str]:
         found.append("not executed from top to bottom in one go")
     if any(output.output_type == "error" for cell in code for output in cell.outputs):
         found.append("an error is stored in the outputs")
+    if any(word in output.get("text", "") for cell in marked for output in cell.outputs for word in BROKEN):
+        found.append("a claim that must hold does not")
+    predicting = [number for number, cell in enumerate(code) if "page.predict(" in cell.source]
+    sweeping = [number for number, cell in enumerate(code) if "sweep(" in cell.source]
+    if predicting and sweeping and max(predicting) >= min(sweeping):
+        found.append("a claim is predicted in or after the cell of the experiment")
     try:
         default_parameters(path)
     except PageError as error:

@@ -27,7 +27,7 @@ def digest(value: Any) -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages whose arithmetic the results rest on."""
     found = {name: importlib.metadata.version(name).split("+")[0] for name in PACKAGES}
-    return {"python": ".".join(platform.python_version_tuple()[:2]), **found}
+    return {"python": platform.python_version(), **found}
 
 
 def environment() -> dict[str, Any]:

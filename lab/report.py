@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def claims_of(entry: dict[str, Any]) -> list[Claim]:
 def report(profile: str) -> bool:
     """Write claims.json, CLAIMS.md and figures/ of a profile (of ``standard``, the README's table), print the verdicts.
 
-    Returns whether every claim that must hold does.
+    Returns whether every claim that must hold does, and every page is up to date.
     """
     gathered = collect(profile)
     folder = pages.results_of(profile)
@@ -58,10 +57,11 @@ def report(profile: str) -> bool:
     write(folder / "CLAIMS.md", markdown(gathered, profile))
     for page in gathered:
         for figure in sorted((pages.kept(page, profile) / "figures").glob("*.png")):
-            target = folder / "figures" / figure.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(figure, target.with_suffix(".partial"))
-            target.with_suffix(".partial").replace(target)
+            write(folder / "figures" / figure.name, figure.read_bytes())
+    wanted = {name for entry in gathered.values() for name in entry["provenance"]["figures"]}
+    for path in (folder / "figures").glob("*.png"):
+        if path.name not in wanted:
+            path.unlink()
     if profile == "standard":
         update_readme(ROOT / "README.md", gathered)
     everything = [claim for entry in gathered.values() for claim in claims_of(entry)]
@@ -69,8 +69,17 @@ def report(profile: str) -> bool:
     broken = [claim.name for claim in everything if claim.broken]
     if broken:
         print(f"MUST HOLD, AND DOES NOT: {', '.join(broken)}")
+    old = [page for page in pages.names() if not is_current(page, profile, gathered)]
+    if old:
+        print(f"OUT OF DATE (failed, or not run since a change): {', '.join(old)}")
     print(f"{len(everything)} claims of {len(gathered)} pages, written to {folder.relative_to(ROOT)}/")
-    return not broken
+    return not broken and not old
+
+
+def is_current(page: str, profile: str, gathered: dict[str, Any]) -> bool:
+    """Whether the gathered results of a page are those of its present cells, parameters and code."""
+    current = pages.key_of(page, pages.parameters_of(page, profile))
+    return page in gathered and gathered[page]["provenance"]["key"] == current
 
 
 def markdown(gathered: dict[str, Any], profile: str) -> str:

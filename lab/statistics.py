@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -19,20 +17,6 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, Interv
         return mean, (-np.inf, np.inf)
     half = float(stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
     return mean, (mean - half, mean + half)
-
-
-def bootstrap_interval(
-    statistic: Callable[..., float], *paired: NDArray[np.float64], level: float = 0.95, resamples: int = 2000
-) -> tuple[float, Interval]:
-    """``statistic(*paired)`` and its percentile bootstrap interval; the first axis is resampled, in all alike."""
-    count = len(paired[0])
-    generator = np.random.default_rng(0)
-    draws = generator.integers(0, count, size=(resamples, count))
-    values = [statistic(*(array[draw] for array in paired)) for draw in draws]
-    tail = 50 * (1 - level)
-    low, high = np.nanpercentile(values, [tail, 100 - tail])
-    value = float(statistic(*paired))
-    return value, (float(min(low, value)), float(max(high, value)))
 
 
 def regression(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:

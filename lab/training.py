@@ -82,7 +82,8 @@ def accuracy(logits: Tensor, targets: Tensor) -> float:
 
 def largest_update(model: nn.Module, optimizer: KAdam) -> float:
     """max |u| over all coordinates of all parameters, for the optimizer's last step."""
-    return max(optimizer.last_update(param).abs().max().item() for param in model.parameters())
+    # not Python's max, which loses a NaN
+    return torch.stack([optimizer.last_update(param).abs().max() for param in model.parameters()]).max().item()
 
 
 def shuffled_batches(x: Tensor, y: Tensor, size: int, steps: int, seed: int) -> Iterable[tuple[Tensor, Tensor]]:

@@ -7,7 +7,13 @@ SETUP = f"import sys\nsys.path.insert(0, {str(files.ROOT)!r})\nfrom lab.claims i
 PREDICT = "page.predict('c', 'x is one', source='test', kind='theorem', predicted=1.0, accept=(0.5, 1.5))"
 
 
-def write_page(folder, name="tiny", parameters="x = 1.0\ncount = 2", last="page.judge('c', x)", tags=("parameters",)):
+def write_page(
+    folder,
+    name="tiny",
+    parameters="x = 1.0\ncount = 2\nrates = [0.1, 0.2]",
+    last="page.judge('c', x)",
+    tags=("parameters",),
+):
     """A small notebook with all that a page needs."""
     code = [parameters, SETUP, PREDICT, last, "# NBVAL_CHECK_OUTPUT\npage.verdicts()"]
     cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(code)]
@@ -26,6 +32,7 @@ def house(tmp_path, monkeypatch):
     write_page(root / "notebooks")
     monkeypatch.setattr(pages, "NOTEBOOKS", root / "notebooks")
     monkeypatch.setattr(pages, "RESULTS", root / "results")
+    monkeypatch.setattr(pages, "CACHE", root / ".cache")
     for name in ("KADAM_OUTPUT", "KADAM_PROGRESS", "KADAM_CACHE"):
         monkeypatch.setenv(name, "off")
         monkeypatch.delenv(name)

@@ -117,6 +117,52 @@ def test_adamw_state_loads_into_one_stage():
     assert same(a, b)
 
 
+def test_a_whole_adamw_checkpoint_loads():
+    a, b = network(), network()
+    theirs = torch.optim.AdamW(a.parameters(), foreach=False, lr=0.05)
+    trained(a, theirs, 10)
+    checkpoint = copy.deepcopy(theirs.state_dict())
+    ours = KAdam(b.parameters(), k=1)
+    ours.load_state_dict(checkpoint)
+    b.load_state_dict(a.state_dict())
+    trained(a, theirs, 10, seed=2)
+    trained(b, ours, 10, seed=2)
+    assert same(a, b)
+    two = KAdam(b.parameters(), k=2)
+    two.load_state_dict(checkpoint)
+    with pytest.raises(ValueError, match="Invalid k: 2"):
+        trained(b, two, 1)
+
+
+def test_steps_are_counted_beyond_the_parameters_precision():
+    theta = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        optimizer = KAdam([theta])
+        for _ in range(300):
+            theta.grad = torch.ones_like(theta)
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(default)
+    assert optimizer.state[theta]["step"] == 300
+
+
+@pytest.mark.parametrize("lr", [torch.tensor(0.1), torch.tensor([0.1])])
+def test_one_element_lr_and_a_scalar_parameter(lr):
+    theta = torch.tensor(1.0, requires_grad=True)
+    theta.grad = torch.tensor(1.0)
+    KAdam([theta], lr=lr, weight_decay=0.0).step()
+    assert theta.item() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": "0.1"}, {"lr": None}, {"weight_decay": None}, {"eps": [1]}])
+def test_wrong_types_are_named(wrong):
+    ((name, _),) = wrong.items()
+    with pytest.raises(TypeError, match=rf"Invalid .*{name} must be a number"):
+        KAdam([torch.ones(2, requires_grad=True)], **wrong)
+
+
 def test_another_k_in_a_loaded_state_is_an_error_that_changes_nothing():
     model = network()
     optimizer = KAdam(model.parameters(), k=2)

@@ -22,7 +22,11 @@ def test_a_page_is_run_with_its_profile_and_kept_whole(house):
     assert sorted(path.name for path in folder.iterdir()) == ["claims.json", "executed.ipynb", "provenance.json"]
     assert json.loads((folder / "claims.json").read_text())[0]["measured"] == 1.25
     record = provenance_of(folder)
-    assert record["parameters"] == {"x": 1.25, "count": 2} and record["versions"]["torch"] and record["commit"]
+    assert (
+        record["parameters"] == {"x": 1.25, "count": 2, "rates": [0.1, 0.2]}
+        and record["versions"]["torch"]
+        and record["commit"]
+    )
 
 
 def test_two_runs_leave_the_same_notebook(house):
@@ -50,9 +54,10 @@ def test_a_finished_page_is_not_run_again_until_something_changes(house, monkeyp
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("tiny:\n  xx: 1.0\n", "standard.yaml, tiny: unknown parameter 'xx' .known: x, count"),
-        ("tiny:\n  count: 2.5\n", "parameter count = 2.5 .must be of type int"),
-        ("tiny:\n  x: 1e-3\n", "parameter x = '1e-3' .must be of type float"),
+        ("tiny:\n  xx: 1.0\n", "standard.yaml, tiny: unknown parameter 'xx' .known: x, count, rates"),
+        ("tiny:\n  count: 2.5\n", "parameter count = 2.5 .2.5 must be of type int"),
+        ("tiny:\n  x: 1e-3\n", "parameter x = '1e-3' .'1e-3' must be of type float"),
+        ("tiny:\n  rates: [1e-3]\n", "parameter rates = .'1e-3'.* must be of type float"),
         ("tinny:\n  x: 1.0\n", "no notebook is called tinny"),
     ],
 )
@@ -82,22 +87,48 @@ def test_a_parameters_cell_holds_literals_only(house, parameters):
         pages.run("tiny", "smoke")
 
 
-def test_a_false_theorem_fails_the_page_and_leaves_the_old_result(house):
-    pages.run("tiny", "standard")
+def test_a_false_theorem_is_a_result_and_said(house):
     (house / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  x: 2.0\n")
-    with pytest.raises(
-        pages.PageError, match="ClaimError: must hold, and does not: c .kept as results/pages/tiny.failed"
-    ):
-        pages.run("tiny", "standard")
+    assert pages.run("tiny", "standard")
+    (claim,) = json.loads((house / "results" / "pages" / "tiny" / "claims.json").read_text())
+    assert (claim["measured"], claim["verdict"]) == (2.0, "VIOLATED")
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("page.judge('c', x / 0)", "cell 5 raised ZeroDivisionError: float division by zero"),
+        ("page.claims.clear()", "finished without judging a claim"),
+        ("import os; os._exit(1)", "Kernel died"),
+    ],
+)
+def test_a_failed_page_leaves_the_old_result_and_what_it_has(house, last, message):
+    pages.run("tiny", "standard")
+    write_page(house / "notebooks", last=last)
     folder = house / "results" / "pages"
-    assert sorted(path.name for path in folder.iterdir()) == ["tiny", "tiny.failed.ipynb"]
+    with pytest.raises(pages.PageError, match=f"tiny: .*{message}.*kept in results/pages/tiny.failed/"):
+        pages.run("tiny", "standard")
+    assert sorted(path.name for path in folder.iterdir()) == ["tiny", "tiny.failed", "tiny.lock"]
     assert json.loads((folder / "tiny" / "claims.json").read_text())[0]["measured"] == 1.25
+    assert (folder / "tiny.failed" / "executed.ipynb").exists()
+    write_page(house / "notebooks", last="page.judge('c', x + 0.0)")
+    pages.run("tiny", "standard")
+    assert sorted(path.name for path in folder.iterdir()) == ["tiny", "tiny.lock"]
 
 
-def test_a_page_without_a_verdict_fails(house):
-    write_page(house / "notebooks", last="page.claims.clear()")
-    with pytest.raises(pages.PageError, match="without judging a claim"):
+def test_a_prediction_without_judgement_fails_the_page(house):
+    judge_one = "page.predict('d', 'never judged', source='t', accept=(0, 1)); page.judge('c', x)\npage.verdicts = list"
+    write_page(house / "notebooks", last=judge_one)
+    with pytest.raises(pages.PageError, match="finished without judging d"):
         pages.run("tiny", "smoke")
+
+
+def test_one_page_is_run_by_one_process(house):
+    folder = house / "results" / "smoke" / "pages"
+    folder.mkdir(parents=True)
+    with pages._only_one("tiny", folder / "tiny.lock"), pytest.raises(pages.PageError, match="is being run already"):
+        pages.run("tiny", "smoke")
+    assert pages.run("tiny", "smoke")
 
 
 def test_killed_in_flight_it_starts_again_and_nothing_half_done_is_taken(house):
@@ -118,7 +149,7 @@ def test_killed_in_flight_it_starts_again_and_nothing_half_done_is_taken(house):
     assert list(folder.glob(".tiny.*/claims.json")) and not (folder / "tiny").exists()
     write_page(house / "notebooks")
     assert pages.run("tiny", "smoke")
-    assert [path.name for path in folder.iterdir()] == ["tiny"]
+    assert sorted(path.name for path in folder.iterdir()) == ["tiny", "tiny.lock"]
 
 
 # What the committed notebooks are checked by must itself be able to fail.
@@ -166,6 +197,8 @@ def test_a_stripped_or_unmarked_notebook_is_found(house):
     assert "nothing is checked" in faults_with(lambda nb: nb.cells[-1].update(source="page.verdicts()"))
     assert "top to bottom" in faults_with(lambda nb: nb.cells[1].update(execution_count=7))
     assert "0 cells tagged" in faults_with(lambda nb: nb.cells[0].metadata.clear())
+    assert "must hold does not" in faults_with(lambda nb: nb.cells[-1].outputs[0].update(text="c theorem VIOLATED"))
+    assert "predicted in or after" in faults_with(lambda nb: nb.cells[1].update(source="sweep(run, [], 'x')"))
     assert faults_with(lambda nb: None) == ""
 
 

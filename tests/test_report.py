@@ -1,6 +1,8 @@
 import json
+import re
 
 import pytest
+from conftest import write_page
 
 from lab import files, pages, provenance, report
 
@@ -17,6 +19,12 @@ def test_the_claims_page_shows_the_committed_results(profile):
     if profile == "standard" or recorded:
         page = (pages.results_of(profile) / "CLAIMS.md").read_text()
         assert page == report.markdown(recorded, profile)
+
+
+def test_the_readmes_figures_exist():
+    readme = (files.ROOT / "README.md").read_text()
+    images = re.findall(r"!\[[^]]*\]\(([^)]*)\)", readme)
+    assert images and all((files.ROOT / image).is_file() for image in images)
 
 
 @pytest.mark.parametrize("page", pages.names())
@@ -52,10 +60,30 @@ def test_report_writes_the_table_everywhere(reported, capsys):
 
 
 def test_report_fails_when_a_claim_that_must_hold_does_not(reported, capsys):
-    path = reported / "results" / "pages" / "tiny" / "claims.json"
-    path.write_text(json.dumps([{**claim, "verdict": "VIOLATED"} for claim in json.loads(path.read_text())]))
+    (reported / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  x: 2.0\n")
+    pages.run("tiny", "standard")
     assert not report.report("standard")
     assert "MUST HOLD, AND DOES NOT: c" in capsys.readouterr().out
+    assert "| 1 | 2 | VIOLATED |" in (reported / "README.md").read_text()
+
+
+def test_report_fails_when_a_page_is_out_of_date(reported, capsys):
+    (reported / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  x: 0.75\n")
+    assert not report.report("standard")
+    assert "OUT OF DATE (failed, or not run since a change): tiny" in capsys.readouterr().out
+
+
+def test_figures_follow_the_pages(reported):
+    write_page(
+        reported / "notebooks",
+        last="page.judge('c', x)\nimport matplotlib.pyplot as plt\n"
+        "from lab import figures\nfigures.save(plt.figure(), 'new')",
+    )
+    pages.run("tiny", "standard")
+    (reported / "results" / "figures").mkdir()
+    (reported / "results" / "figures" / "gone.png").touch()
+    assert report.report("standard")
+    assert [path.name for path in (reported / "results" / "figures").iterdir()] == ["new.png"]
 
 
 def test_results_of_pages_not_run_here_stay_and_those_of_lost_ones_go(reported):

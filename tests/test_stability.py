@@ -41,6 +41,11 @@ def test_a_smaller_bound_would_be_caught():
     assert attained > stability.exact_bound(20, 0.9, 0.97) * (1 - 1e-6)
 
 
+def test_an_extremal_sequence_that_underflows_is_refused():
+    with pytest.raises(ValueError, match=r"n: 10000 .at beta = 0.9, gamma = 0.94 float64 holds it up to 7818"):
+        stability.extremal_gradients(10000, 0.9, 0.94)
+
+
 def test_the_continuous_bound_is_none_for_the_discrete_algorithm():
     assert stability.continuous_bound(5, 0.9, 0.97) == pytest.approx(0.905, abs=5e-4)
     assert updates(stability.extremal_gradients(5, 0.9, 0.97), 0.9, 0.97)[-1] == pytest.approx(1.008, abs=5e-4)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from kadam.stages import SCHEDULES, stages
@@ -19,6 +20,10 @@ def test_schedules_at_k_3():
         assert stages((0.9, 0.999), 3, schedule) == [pytest.approx(pair, rel=1e-12)] * 3
 
 
+def test_numpy_numbers_will_do():
+    assert stages(tuple(np.array([0.9, 0.999])), np.int64(2)) == stages((0.9, 0.999), 2)
+
+
 def test_explicit_pairs_are_taken_as_they_are():
     assert stages([(0.9, 0.99), (0.0, 0.5)], 2, "exp") == [(0.9, 0.99), (0.0, 0.5)]
 
@@ -29,6 +34,7 @@ def test_explicit_pairs_are_taken_as_they_are():
         (((0.9, 0.999), 0), ValueError, "Invalid k: 0"),
         (((0.9, 0.999), 1.5), ValueError, "Invalid k: 1.5"),
         (((0.9, 0.999), True), ValueError, "Invalid k: True"),
+        (((0.9, 0.999), 2, ["exp"]), ValueError, "Invalid schedule: .'exp'"),
         (((0.9, 0.999), 2, "linear"), ValueError, "Invalid schedule: 'linear'.*inverse_exp"),
         (((1.0, 0.999), 2), ValueError, "Invalid beta parameter at index 0: 1.0"),
         (((0.9, -0.1), 2), ValueError, "Invalid beta parameter at index 1: -0.1"),

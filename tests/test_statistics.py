@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lab.statistics import bootstrap_interval, mean_interval, regression
+from lab.statistics import mean_interval, regression
 
 
 def test_mean_interval_covers_at_its_level():
@@ -12,15 +12,6 @@ def test_mean_interval_covers_at_its_level():
 
 def test_mean_interval_of_one_value_is_everything():
     assert mean_interval([2.0]) == (2.0, (-np.inf, np.inf))
-
-
-def test_bootstrap_interval_of_a_slope():
-    generator = np.random.default_rng(1)
-    x = np.linspace(0, 1, 40)
-    y = 2 * x + 0.1 * generator.normal(size=40)
-    value, (low, high) = bootstrap_interval(lambda a, b: regression(a, b)[0], x, y)
-    assert low < 2 < high and low < value < high and high - low < 0.4
-    assert bootstrap_interval(lambda a, b: regression(a, b)[0], x, y) == (value, (low, high))
 
 
 def test_regression():

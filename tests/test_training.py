@@ -51,6 +51,16 @@ def test_observers_are_asked_when_due():
     assert history.observed_at.tolist() == [3, 6] and np.all(history.observed["largest"] > 0)
 
 
+def test_the_largest_update_of_a_spoilt_parameter_is_nan():
+    model = nn.Linear(2, 3)
+    optimizer = KAdam(model.parameters())
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    model.bias.grad[1] = float("nan")
+    optimizer.step()
+    assert np.isnan(largest_update(model, optimizer))
+
+
 def test_shuffled_batches_use_every_example_once_an_epoch():
     x = torch.arange(10)
     epochs = [a for a, _ in shuffled_batches(x, x, 5, 4, seed=0)]

@@ -50,12 +50,13 @@ def test_changes_no_argument():
     assert all(torch.equal(a, b) for a, b in zip(before, (gradient, theta, *moments[0]), strict=True))
 
 
-@pytest.mark.parametrize("eps", [0.0, torch.tensor(0.0)])
-def test_zero_second_moment_gives_zero_update(eps):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("eps", [0.0, torch.tensor(0.0), 1e-8], ids=str)  # 1e-8 is zero in float16
+def test_zero_second_moment_gives_zero_update(eps, dtype):
     stages = [Stage(0.9, 0.999)] * 3
-    moments = zeros(2, 3)
+    moments = zeros(2, 3, dtype)
     for n in range(1, 6):
-        moments = update.cascade(torch.tensor([0.0, 1.0], dtype=torch.float64), moments, n, stages, eps)
+        moments = update.cascade(torch.tensor([0.0, 1.0], dtype=dtype), moments, n, stages, eps)
         out = update.output(moments[-1], n, stages[-1], eps)
         assert out[0] == 0 and out[1] != 0
 

@@ -62,4 +62,5 @@ def distance_to_adamw(steps: int, lr: float, weight_decay: float) -> float:
         return model
 
     ours, theirs = trained(KAdam, k=1), trained(torch.optim.AdamW, foreach=False, fused=False)
-    return max((p - q).abs().max().item() for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
+    differences = [(p - q).abs().max() for p, q in zip(ours.parameters(), theirs.parameters(), strict=True)]
+    return torch.stack(differences).max().item()

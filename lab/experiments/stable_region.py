@@ -19,7 +19,8 @@ def transformer_on_words(
 ) -> dict[str, Any]:
     """Adam on a two-layer transformer over one pass through the words.
 
-    Returns ``largest_update``: max |u_n| over all parameters, n = 0 ... steps - 1; ``loss``; ``outcome``.
+    Returns ``largest_update``: max |u_n| over all parameters, n = 0 ... steps - 1; ``loss``; ``outcome``; and of the
+    coordinate with the largest last update its parameter's name, ``carrier``, and the size of its last gradient.
     """
     text = data.words()
     torch.manual_seed(seed)
@@ -31,4 +32,14 @@ def transformer_on_words(
         single_pass(text.tokens, context, batch, steps, seed),
         {"largest_update": lambda: largest_update(model, optimizer)},
     )
-    return {"largest_update": history.observed["largest_update"], "loss": history.loss, "outcome": history.outcome}
+    updates = {name: optimizer.last_update(param).abs() for name, param in model.named_parameters()}
+    carrier = max(updates, key=lambda name: updates[name].max().item())
+    gradient = model.get_parameter(carrier).grad
+    assert gradient is not None
+    return {
+        "largest_update": history.observed["largest_update"],
+        "loss": history.loss,
+        "outcome": history.outcome,
+        "carrier": carrier,
+        "carrier_gradient": gradient.flatten()[updates[carrier].argmax()].abs().item(),
+    }

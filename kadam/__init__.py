@@ -7,7 +7,7 @@ the formula itself.
 from kadam import stability
 from kadam._version import VERSION
 from kadam.optimizer import KAdam
-from kadam.stages import SCHEDULES, stages
+from kadam.stages import SCHEDULES, make_stages
 
 __version__ = VERSION
-__all__ = ["SCHEDULES", "KAdam", "stability", "stages"]
+__all__ = ["SCHEDULES", "KAdam", "make_stages", "stability"]

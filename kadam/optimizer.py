@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kadam import update
-from kadam.stages import Betas, stages
+from kadam.stages import Betas, make_stages
 from kadam.update import Moments, Stage
 
 
@@ -83,7 +83,7 @@ class KAdam(torch.optim.Optimizer):
             if param.grad is not None
         ]
         for param, grad, state, group in work:
-            pairs = stages(group["betas"], group["k"], group["schedule"])
+            pairs = make_stages(group["betas"], group["k"], group["schedule"])
             lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
             n = state["step"].item() + 1
             old = _moments(state, len(pairs))
@@ -98,7 +98,7 @@ class KAdam(torch.optim.Optimizer):
 
     def _checked_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """The state of ``param``, made if it has none; refuses what a step cannot do."""
-        k = len(stages(group["betas"], group["k"], group["schedule"]))
+        k = len(make_stages(group["betas"], group["k"], group["schedule"]))
         if grad.is_sparse or param.is_complex():
             kind = "sparse gradients" if grad.is_sparse else "complex parameters"
             raise RuntimeError(f"KAdam does not support {kind}; use torch.optim.SparseAdam or split the tensor")
@@ -139,7 +139,7 @@ class KAdam(torch.optim.Optimizer):
         """
         for group in self.param_groups:
             if any(param is member for member in group["params"]) and self.state.get(param):
-                pairs: list[Stage] = stages(group["betas"], group["k"], group["schedule"])
+                pairs: list[Stage] = make_stages(group["betas"], group["k"], group["schedule"])
                 state = self.state[param]
                 last = _moments(state, len(pairs))[-1]
                 with torch.no_grad():
@@ -166,4 +166,4 @@ def _check(group: dict[str, Any]) -> None:
             raise TypeError(f"Invalid {words}: {value!r} ({name} must be a number >= 0)")
         if not value >= 0:
             raise ValueError(f"Invalid {words}: {value} ({name} must be >= 0)")
-    stages(group["betas"], group["k"], group["schedule"])
+    make_stages(group["betas"], group["k"], group["schedule"])

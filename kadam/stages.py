@@ -33,7 +33,7 @@ SCHEDULES: dict[str, Callable[[float, int], float]] = {
 Betas = Sequence[float] | Sequence[Sequence[float]]
 
 
-def stages(betas: Betas, k: int, schedule: str = "inverse_exp") -> list[Stage]:
+def make_stages(betas: Betas, k: int, schedule: str = "inverse_exp") -> list[Stage]:
     """The k stages of k-Adam.
 
     Args:

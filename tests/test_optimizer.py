@@ -7,7 +7,7 @@ from reference import k_adam
 from torch import nn
 
 from kadam import KAdam
-from kadam.stages import SCHEDULES, stages
+from kadam.stages import SCHEDULES, make_stages
 
 
 def network(dtype=torch.float32, seed=0):
@@ -55,7 +55,7 @@ def test_is_the_formula_in_plain_python(schedule, k):
         theta.grad = gradient.clone()
         optimizer.step()
     for i in range(2):
-        pairs = stages((0.9, 0.999), k, schedule)
+        pairs = make_stages((0.9, 0.999), k, schedule)
         expected = k_adam(start[i].item(), gradients[:, i].tolist(), pairs, 0.01, 0.1, 1e-8)[-1]
         assert theta[i].item() == pytest.approx(expected, rel=1e-12)
 

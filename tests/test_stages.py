@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from kadam.stages import SCHEDULES, stages
+from kadam.stages import SCHEDULES, make_stages
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_one_stage_is_the_pair_itself(schedule):
-    assert stages((0.9, 0.999), 1, schedule) == [(0.9, 0.999)]
+    assert make_stages((0.9, 0.999), 1, schedule) == [(0.9, 0.999)]
 
 
 def test_schedules_at_k_3():
@@ -17,15 +17,15 @@ def test_schedules_at_k_3():
         "naive": (0.9, 0.999),
     }
     for schedule, pair in expected.items():
-        assert stages((0.9, 0.999), 3, schedule) == [pytest.approx(pair, rel=1e-12)] * 3
+        assert make_stages((0.9, 0.999), 3, schedule) == [pytest.approx(pair, rel=1e-12)] * 3
 
 
 def test_numpy_numbers_will_do():
-    assert stages(tuple(np.array([0.9, 0.999])), np.int64(2)) == stages((0.9, 0.999), 2)
+    assert make_stages(tuple(np.array([0.9, 0.999])), np.int64(2)) == make_stages((0.9, 0.999), 2)
 
 
 def test_explicit_pairs_are_taken_as_they_are():
-    assert stages([(0.9, 0.99), (0.0, 0.5)], 2, "exp") == [(0.9, 0.99), (0.0, 0.5)]
+    assert make_stages([(0.9, 0.99), (0.0, 0.5)], 2, "exp") == [(0.9, 0.99), (0.0, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_explicit_pairs_are_taken_as_they_are():
 )
 def test_wrong_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
-        stages(*arguments)
+        make_stages(*arguments)

@@ -146,12 +146,11 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
         parameters = {**parameters, **checked_parameters(overrides, parameters, page)}
         profile = "custom"
     key, target = key_of(page, parameters), kept(page, profile)
-    if is_whole(target) and json.loads((target / "provenance.json").read_text())["key"] == key:
-        say(page, "up to date")
-        return False
-
     target.parent.mkdir(parents=True, exist_ok=True)
     with _only_one(page, target.parent / f"{page}.lock"):
+        if is_whole(target) and json.loads((target / "provenance.json").read_text())["key"] == key:
+            say(page, "up to date")
+            return False
         for stale in target.parent.glob(f".{page}.*"):
             shutil.rmtree(stale)
         partial, failed = target.parent / f".{page}.partial", target.parent / f"{page}.failed"
@@ -180,12 +179,13 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
 
 @contextmanager
 def _only_one(page: str, path: Path) -> Iterator[None]:
-    """Hold a lock, which the system frees however the process ends."""
+    """Hold a lock, which the system frees however the process ends; wait for it if another process has it."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PageError(f"{page}: is being run already, by another process (wait for it, or stop it)") from None
+            say(page, "is being run by another process; waits for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -123,12 +124,12 @@ def test_a_prediction_without_judgement_fails_the_page(house):
         pages.run("tiny", "smoke")
 
 
-def test_one_page_is_run_by_one_process(house):
-    folder = house / "results" / "smoke" / "pages"
-    folder.mkdir(parents=True)
-    with pages._only_one("tiny", folder / "tiny.lock"), pytest.raises(pages.PageError, match="is being run already"):
-        pages.run("tiny", "smoke")
-    assert pages.run("tiny", "smoke")
+def test_a_second_process_waits_and_finds_the_page_done(house, capsys):
+    write_page(house / "notebooks", last="import time; page.judge('c', x); time.sleep(3)")
+    with ThreadPoolExecutor() as pool:  # flock tells open files apart, in one process too
+        ran = sorted(pool.map(pages.run, ["tiny", "tiny"], ["smoke", "smoke"]))
+    said = capsys.readouterr().err
+    assert ran == [False, True] and said.count("starts") == said.count("waits") == said.count("up to date") == 1
 
 
 def test_killed_in_flight_it_starts_again_and_nothing_half_done_is_taken(house):

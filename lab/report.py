@@ -103,7 +103,7 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
             f"## [{page}]({up}notebooks/{page}.ipynb)\n",
             _table(header, rows) + "\n",
             f"Parameters: {parameters}.\n",
-            f"Computed in {origin['seconds']} s at commit `{origin['commit']}` with {versions}, on {origin['system']}"
+            f"The page took {origin['seconds']} s, without the runs that were on disk already; commit `{origin['commit']}` with {versions}, on {origin['system']}"
             f" {origin['machine']}, {origin['cores']} cores.\n",
         ]
     return "\n".join(parts)

@@ -103,8 +103,8 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
             f"## [{page}]({up}notebooks/{page}.ipynb)\n",
             _table(header, rows) + "\n",
             f"Parameters: {parameters}.\n",
-            f"The page took {origin['seconds']} s, without the runs that were on disk already; commit `{origin['commit']}` with {versions}, on {origin['system']}"
-            f" {origin['machine']}, {origin['cores']} cores.\n",
+            f"The page took {origin['seconds']} s, without the runs that were on disk already; commit"
+            f" `{origin['commit']}`, {versions}, {origin['system']} {origin['machine']}, {origin['cores']} cores.\n",
         ]
     return "\n".join(parts)
 

@@ -29,7 +29,7 @@ PY := .venv/bin/python
 # Runs every notebook that is not up to date; then the verdicts, also when a notebook failed.
 reproduce: environment
 	@$(MAKE) --no-print-directory --keep-going $(PAGES:%=page-%); ran=$$?; \
-	$(PY) -m lab report --profile $(PROFILE) && exit $$ran
+	$(PY) -m lab report $(PAGES) --profile $(PROFILE) && exit $$ran
 
 page-%: environment
 	@$(PY) -m lab run $* --profile $(PROFILE)

@@ -26,6 +26,7 @@ def main() -> int:
     run.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), action="append", default=[],
                      help="another value for a parameter, as Python writes it; kept under results/custom/")  # fmt: skip
     table = commands.add_parser("report", help="write results/ from the finished pages, print the verdicts")
+    table.add_argument("pages", nargs="*", help="those that must be up to date (default: all)")
     for command in (run, table):
         command.add_argument("--profile", default="standard", choices=pages.PROFILES)
     execute = commands.add_parser("execute", help="re-execute a committed notebook in place, outputs kept")
@@ -40,7 +41,7 @@ def main() -> int:
         elif given.command == "pages":
             print("\n".join(pages.names()))
         else:
-            return 0 if report.report(given.profile) else 1
+            return 0 if report.report(given.profile, given.pages) else 1
     except pages.PageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -46,10 +46,10 @@ def claims_of(entry: dict[str, Any]) -> list[Claim]:
     ]
 
 
-def report(profile: str) -> bool:
+def report(profile: str, asked: Iterable[str] | None = None) -> bool:
     """Write claims.json, CLAIMS.md and figures/ of a profile (of ``standard``, the README's table), print the verdicts.
 
-    Returns whether every claim that must hold does, and every page is up to date.
+    Returns whether every claim that must hold does, and every page ``asked`` for (all of them, if None) is up to date.
     """
     gathered = collect(profile)
     folder = pages.results_of(profile)
@@ -69,7 +69,7 @@ def report(profile: str) -> bool:
     broken = [claim.name for claim in everything if claim.broken]
     if broken:
         print(f"MUST HOLD, AND DOES NOT: {', '.join(broken)}")
-    old = [page for page in pages.names() if not is_current(page, profile, gathered)]
+    old = [page for page in asked or pages.names() if not is_current(page, profile, gathered)]
     if old:
         print(f"OUT OF DATE (failed, or not run since a change): {', '.join(old)}")
     print(f"{len(everything)} claims of {len(gathered)} pages, written to {folder.relative_to(ROOT)}/")

@@ -73,6 +73,12 @@ def test_report_fails_when_a_page_is_out_of_date(reported, capsys):
     assert "OUT OF DATE (failed, or not run since a change): tiny" in capsys.readouterr().out
 
 
+def test_a_page_that_was_not_asked_for_may_be_old(reported):
+    write_page(reported / "notebooks", "other")
+    assert report.report("standard", ["tiny"])
+    assert not report.report("standard")
+
+
 def test_figures_follow_the_pages(reported):
     write_page(
         reported / "notebooks",

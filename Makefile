@@ -1,4 +1,4 @@
-# make reproduce | test | notebooks | lint | lock; the README says what each does.
+# make reproduce | test | test-integrations | notebooks | lint | lock; the README says what each does.
 
 PROFILE ?= standard
 PYTHON ?= python3
@@ -23,7 +23,7 @@ unexport MPLBACKEND
 export PYTHON
 PY := .venv/bin/python
 
-.PHONY: reproduce test notebooks lint lock environment
+.PHONY: reproduce test test-integrations notebooks lint lock environment
 .DEFAULT_GOAL := reproduce
 
 # Runs every notebook that is not up to date; then the verdicts, also when a notebook failed.
@@ -37,11 +37,20 @@ page-%: environment
 test: environment
 	@KADAM_CACHE=off KADAM_PROGRESS=off $(PY) -m pytest $(TESTS)
 
+# The README's recipes for other frameworks, which stay in .venv until it is built anew.
+test-integrations: environment
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -r requirements-integrations.txt
+	@$(PY) -m pytest tests/test_integrations.py
+
 # The committed notebooks, executed anew with the parameters they hold (smoke).
 notebooks: $(PAGES:%=notebook-%)
 
 notebook-%: environment
 	@$(PY) -m lab execute $*
+
+# The figures behind the performance claims, into results/benchmarks; ten minutes on an idle machine.
+bench: environment
+	@for script in benchmarks/*.py; do PYTHONPATH=. $(PY) $$script || exit 1; done
 
 lint: environment
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

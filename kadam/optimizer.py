@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import warnings
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _use_grad_for_differentiable
 
-from kadam import update
+from kadam import stability, update
+from kadam.engines import Work, foreach, loop
+from kadam.fused import fused
 from kadam.stages import Betas, make_stages
-from kadam.update import Moments, Stage
+from kadam.update import Moments
 
 
 class KAdam(torch.optim.Optimizer):
     """Adam's normalisation applied k times, with AdamW's decoupled weight decay; k = 1 is AdamW.
 
-    The formula is that of ``kadam.update``, with one pair of rates (gamma, beta) per stage. In torch's
-    terms gamma is ``betas[0]`` and beta is ``betas[1]``.
+    With x = g at the first stage and n = 1, 2, 3, ... steps, every stage i = 1 ... k turns its input x into::
+
+        m_i <- gamma_i m_i + (1 - gamma_i) x            v_i <- beta_i v_i + (1 - beta_i) x^2
+        x   <- ( m_i / (1 - gamma_i^n) ) / ( sqrt( v_i / (1 - beta_i^n) ) + eps )
+
+    and after the last one theta <- (1 - lr weight_decay) theta - lr x (all elementwise; ``kadam.update``).
+    Source: Gould & Tanaka, arXiv 2411.05746, section 5.
 
     Args:
         params: tensors, named tensors or parameter groups, as for any torch optimizer. A group may have its own
             value of every argument below.
-        lr: learning rate eta, a float >= 0 or a one-element tensor.
-        betas: decay rates of the first and the second moment, each in [0, 1); or k explicit pairs of them.
-        k: number of stages, >= 1.
+        lr: learning rate eta, a float >= 0 or a one-element tensor. Default 1e-3, as in AdamW.
+        betas: (gamma, beta), decay rates of the first and the second moment, each in [0, 1), floats or one-element
+            tensors; or k explicit pairs of them. Default (0.9, 0.999), as in AdamW.
+        k: number of stages, >= 1. Default 2: the paper's 2-Adam.
         schedule: how one pair of ``betas`` becomes k pairs: ``inverse_exp``, ``exp``, ``scaled`` or ``naive``
-            (``kadam.stages``). Not used with explicit pairs.
+            (``kadam.stages``). Not used with explicit pairs. Default ``inverse_exp``, the paper's first.
         eps: offset >= 0 of every stage's denominator. At 0, a coordinate whose second moment is zero has update 0.
+            Default 1e-8, as in AdamW.
         weight_decay: decoupled weight decay lambda >= 0; each step multiplies the parameters by 1 - lr lambda.
+            Default 1e-2, as in AdamW.
         maximize: ascend instead of descend.
 
-    The defaults are those of ``torch.optim.AdamW``; k = 2 and ``inverse_exp`` are the paper's 2-Adam.
+    Other arguments, which you should not need:
+        foreach: True takes torch's multi-tensor operations, False the loop over tensors.
+        fused: True takes the one-pass kernel: torch's own on a CPU, ours in Triton on CUDA; False the loop. With
+            ``foreach`` and ``fused`` both None: fused on a CPU, foreach on CUDA, else the loop.
+        capturable: keep the step count on the device, so that CUDA graphs can hold the step.
+        differentiable: let autograd pass through the step.
+        state_dtype: dtype of the moments; None is the parameter's own, as in AdamW. With bfloat16 parameters
+            ``torch.float32`` keeps small changes of the moments.
 
     State per parameter: ``step``; ``exp_avg`` and ``exp_avg_sq`` as in AdamW for the first stage, and
-    ``exp_avg_i``, ``exp_avg_sq_i`` for the stages i = 2 ... k, all of the parameter's shape and dtype.
+    ``exp_avg_i``, ``exp_avg_sq_i`` for the stages i = 2 ... k, all of the parameter's shape and layout.
+    A step needs at most two more buffers of the parameters' size, and on a CPU by default none.
     A NaN or infinite gradient spoils its coordinate for good, as it does in AdamW.
+
+    Warns:
+        UserWarning: once, if the rates of the last stage lie outside the stable region, with C and the bound.
 
     Raises:
         ValueError, TypeError: an argument out of range, named with its value.
-        RuntimeError: from ``step`` on a sparse gradient or a complex parameter, which are not supported.
-
-    Source: Gould & Tanaka, arXiv 2411.05746, section 5.
+        RuntimeError: arguments that exclude each other; from ``step``, what the step cannot do, before anything
+            is changed.
     """
 
     def __init__(
@@ -52,82 +77,137 @@ class KAdam(torch.optim.Optimizer):
         k: int = 2,
         schedule: str = "inverse_exp",
         eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        weight_decay: float | Tensor = 1e-2,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         defaults = dict(
-            lr=lr, betas=betas, k=k, schedule=schedule, eps=eps, weight_decay=weight_decay, maximize=maximize
-        )
+            lr=lr, betas=betas, k=k, schedule=schedule, eps=eps, weight_decay=weight_decay, maximize=maximize,
+            foreach=foreach, capturable=capturable, differentiable=differentiable, fused=fused,
+            state_dtype=state_dtype,
+        )  # fmt: skip
         _check(defaults)
+        self._built = False
         super().__init__(params, defaults)
+        self._built = True
+        _warn_if_unstable(self.param_groups)
+        if fused:
+            # a GradScaler then hands over its scale and what it found, instead of a pass of its own
+            self._step_supports_amp_scaling = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its own values of the constructor's arguments are checked as there."""
         if isinstance(param_group, dict):
             _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        if self._built:
+            _warn_if_unstable(self.param_groups[-1:])
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step for every parameter that has a gradient. Returns the closure's loss, or None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        # everything that can be refused is refused before anything is changed
-        work = [
-            (param, param.grad, self._checked_state(param, param.grad, group), group)
-            for group in self.param_groups
-            for param in group["params"]
-            if param.grad is not None
-        ]
-        for param, grad, state, group in work:
-            pairs = make_stages(group["betas"], group["k"], group["schedule"])
-            lr = group["lr"].reshape(()) if isinstance(group["lr"], Tensor) else group["lr"]
-            n = state["step"].item() + 1
-            old = _moments(state, len(pairs))
-            new = update.cascade(-grad if group["maximize"] else grad, old, n, pairs, group["eps"])
-            value = update.apply(param, new[-1], n, pairs[-1], lr, group["weight_decay"], group["eps"])
-            for before, after in zip(old, new, strict=True):
-                before.m.copy_(after.m)
-                before.v.copy_(after.v)
-            param.copy_(value)
-            state["step"] += 1
-        return loss
-
-    def _checked_state(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """The state of ``param``, made if it has none; refuses what a step cannot do."""
-        k = len(make_stages(group["betas"], group["k"], group["schedule"]))
-        if grad.is_sparse or param.is_complex():
-            kind = "sparse gradients" if grad.is_sparse else "complex parameters"
-            raise RuntimeError(f"KAdam does not support {kind}; use torch.optim.SparseAdam or split the tensor")
-        state: dict[str, Any] = self.state[param]
-        if not state:
-            # counted in the type that torch's own optimizers use, whatever the parameter's
-            wide = torch.get_default_dtype() == torch.float64
-            state["step"] = torch.tensor(0.0, dtype=torch.float64 if wide else torch.float32)
-            for stage in range(1, k + 1):
-                for name in _moment_names(stage):
-                    state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        elif _moment_names(k)[0] not in state or _moment_names(k + 1)[0] in state:
-            raise ValueError(f"Invalid k: {k} (the state of this parameter was made with another k; set k to that)")
-        if not isinstance(state["step"], Tensor):  # as in checkpoints of old torch versions
-            state["step"] = torch.tensor(float(state["step"]))
-        return state
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, from ``load_state_dict`` or pickle: fill what older ones lack, refuse what cannot fit."""
+        own = getattr(self, "param_groups", [{}] * len(state["param_groups"]))
+        for group, mine in zip(state["param_groups"], own, strict=True):
+            _adopt(group, mine)
+            for param in group["params"]:
+                _check_state(param, state["state"].get(param, {}), group)
+        super().__setstate__(state)
+        self._built = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, also that of ``torch.optim.AdamW``, which fits k = 1; settings it lacks stay as they are.
 
         Raises:
-            ValueError: the parameter groups do not match, as from any torch optimizer.
+            ValueError: the parameter groups, k or a tensor's shape do not fit this optimizer, or the state needs
+                what k-Adam does not have (amsgrad, Adam's coupled weight decay). Nothing is changed then.
         """
-        saved = state_dict["param_groups"]
-        if len(saved) == len(self.param_groups):
-            own = [{name: group[name] for name in self.defaults} for group in self.param_groups]
-            filled = [{**mine, **theirs} for mine, theirs in zip(own, saved, strict=True)]
-            state_dict = {**state_dict, "param_groups": filled}
-        super().load_state_dict(state_dict)
+        given: dict[str, Any] = {}
+        last = self.register_load_state_dict_pre_hook(lambda _, loaded: given.update(loaded))  # sees what others made
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        state_dict = given
+        ids = [number for group in state_dict["param_groups"] for number in group["params"]]
+        params = [(param, group) for group in self.param_groups for param in group["params"]]
+        for number, (param, group) in zip(ids, params, strict=True):
+            saved = state_dict["state"].get(number, {})
+            if group["state_dtype"] is not None:  # the base class has rounded the moments to the parameter's dtype
+                for name in saved.keys() & set(_moment_names(group["k"])):
+                    self.state[param][name] = saved[name].to(device=param.device, dtype=group["state_dtype"], copy=True)
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step for every parameter that has a gradient. Returns the closure's loss, or None.
+
+        Raises:
+            RuntimeError: sparse gradients, or a device or dtype that the chosen implementation does not have.
+            ValueError: a state that does not fit its parameter.
+            Nothing is changed by a step that raises.
+        """
+        check = getattr(self, "_accelerator_graph_capture_health_check", None)  # its name since torch 2.10
+        (check or self._cuda_graph_capture_health_check)()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # everything that can be refused is refused before anything is changed
+        work = []
+        for group in self.param_groups:
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            moments: list[Tensor] = []
+            steps: list[Tensor] = []
+            k = self._init_group(group, params, grads, moments, steps)
+            if params:
+                work.append(_prepared(group, k, params, grads, moments, steps))
+        # set by a GradScaler, for fused=True alone
+        found = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        scaling = found if any(value is not None for value in found) else ()
+        if scaling and any(engine in (loop, foreach) for engine, _ in work):
+            raise RuntimeError("a GradScaler with fused=True needs it in every group (or call scaler.unscale_ first)")
+        for engine, tensors in work:
+            engine(tensors, *scaling)
+        return loss
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        moments: list[Tensor],
+        steps: list[Tensor],
+    ) -> int:
+        """Append what a step of this group needs, 2k moments a parameter, making states that are missing; gives k.
+
+        torch.compile knows this name and these flat lists, and runs the method instead of tracing it.
+        """
+        k: int = group["k"]
+        names = _moment_names(k)
+        moments_of = itemgetter(*names)
+        on_device = group["capturable"] or group["fused"]
+        for param in group["params"]:
+            grad = param.grad
+            if grad is None:
+                continue
+            if grad.layout is not torch.strided:
+                raise RuntimeError("KAdam does not support sparse gradients, please consider SparseAdam instead")
+            state = self.state[param]
+            if len(state) != len(names) + 1:  # as a rule because it is empty
+                _make_state(state, param, group, names)
+            step = state["step"]
+            # a plain number, as in checkpoints of old torch versions, or a flag that was set later
+            if not isinstance(step, Tensor) or (on_device and step.device != param.device):
+                step = state["step"] = _as_step(float(step), param, group)
+            params.append(param)
+            grads.append(grad)
+            moments += moments_of(state)
+            steps.append(step)
+        return k
 
     def last_update(self, param: Tensor) -> Tensor:
         """The update u of the last step for ``param``, from the state: the step was lr u beside the weight decay.
@@ -139,31 +219,213 @@ class KAdam(torch.optim.Optimizer):
         """
         for group in self.param_groups:
             if any(param is member for member in group["params"]) and self.state.get(param):
-                pairs: list[Stage] = make_stages(group["betas"], group["k"], group["schedule"])
+                stage = make_stages(group["betas"], group["k"], group["schedule"])[-1]
                 state = self.state[param]
-                last = _moments(state, len(pairs))[-1]
+                m, v = (state[name] for name in _moment_names(group["k"])[-2:])
                 with torch.no_grad():
-                    return -update.output(last, state["step"].item(), pairs[-1], group["eps"])
+                    if m.is_complex():
+                        m, v = torch.view_as_real(m), torch.view_as_real(v)
+                    u = -update.output(Moments(m, v), state["step"].item(), stage, group["eps"])
+                    return torch.view_as_complex(u) if param.is_complex() else u
         raise KeyError("param: this tensor has no state in this optimizer yet (last_update needs a step first)")
 
 
-def _moment_names(stage: int) -> tuple[str, str]:
-    suffix = "" if stage == 1 else f"_{stage}"
-    return f"exp_avg{suffix}", f"exp_avg_sq{suffix}"
+Engine = Callable[..., None]
 
 
-def _moments(state: dict[str, Any], k: int) -> list[Moments]:
-    return [Moments(*(state[name] for name in _moment_names(stage))) for stage in range(1, k + 1)]
+def _prepared(
+    group: dict[str, Any], k: int, params: list[Tensor], grads: list[Tensor], moments: list[Tensor], steps: list[Tensor]
+) -> tuple[Engine, Work]:
+    """The engine that steps this group, and its tensors as the engine takes them."""
+    compiling = torch.compiler.is_compiling()
+    if not compiling and not group["differentiable"] and not all(type(param) in _PLAIN for param in params):
+        grads = [_with_placements_of(param, grad) for param, grad in zip(params, grads, strict=True)]
+        params, grads, moments = ([_local(tensor) for tensor in tensors] for tensors in (params, grads, moments))
+    if any(map(Tensor.is_complex, params)):
+        params, grads, moments = (
+            [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
+            for tensors in (params, grads, moments)
+        )
+    sizes = list(map(Tensor.numel, params))
+    for column in (grads, *(moments[i :: 2 * k] for i in range(2 * k))):
+        if list(map(Tensor.numel, column)) != sizes:
+            raise ValueError("param, its gradient and its state differ in size (make a new optimizer for new shapes)")
+    columns = zip(params, grads, moments[:: 2 * k], strict=True)
+    kinds = {(type(p) in _PLAIN, p.device, p.dtype, g.dtype, m.dtype) for p, g, m in columns}
+    lr = group["lr"]
+    work = Work(
+        params, grads, [moments[2 * i :: 2 * k] for i in range(k)], [moments[2 * i + 1 :: 2 * k] for i in range(k)],
+        steps, make_stages(group["betas"], k, group["schedule"]), lr.reshape(()) if isinstance(lr, Tensor) else lr,
+        group["weight_decay"], group["eps"], group["maximize"],
+        tensor_steps=compiling or group["capturable"] or group["differentiable"], uniform=len(kinds) == 1,
+    )  # fmt: skip
+    return _engine(group, kinds, compiling), work
+
+
+def _engine(group: dict[str, Any], kinds: set[tuple[Any, ...]], compiling: bool) -> Engine:
+    """The implementation that the group's flags ask for; without flags, the fastest one that is known to be right."""
+    if group["differentiable"] or (compiling and group["foreach"] is False):
+        return loop
+    if compiling or group["foreach"]:
+        return foreach
+    if group["fused"] is False or (group["foreach"] is False and not group["fused"]):
+        return loop
+    devices = {device.type for _, device, *_ in kinds}
+    fits = all(plain and dtype.is_floating_point for plain, _, dtype, *_ in kinds)
+    if group["fused"]:
+        if not fits or devices not in ({"cpu"}, {"cuda"}):
+            raise RuntimeError(
+                "`fused=True` requires all the params to be floating point Tensors of supported devices: "
+                f"cpu or cuda, one of them for a group, but got {sorted({str(dtype) for _, _, dtype, *_ in kinds})} "
+                f"on {sorted(devices)}"
+            )
+        return fused if devices == {"cpu"} else _gpu_kernel()
+    if fits and devices == {"cpu"} and not group["capturable"]:
+        return fused
+    if fits and devices == {"cuda"} and (group["capturable"] or not isinstance(group["lr"], Tensor)):
+        return foreach
+    return loop
+
+
+def _gpu_kernel() -> Engine:
+    try:
+        from kadam import gpu
+    except ImportError as error:
+        raise RuntimeError("`fused=True` on CUDA requires Triton (pip install triton), or set foreach=True") from error
+    return gpu.fused
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _local(tensor: Any) -> Tensor:
+    """A sharded tensor's part on this process, as a view; every operation of the step is elementwise."""
+    local: Tensor = tensor.to_local() if _is_sharded(tensor) else tensor
+    return local
+
+
+def _with_placements_of(param: Any, grad: Any) -> Any:
+    if _is_sharded(grad) and _is_sharded(param) and grad.placements != param.placements:
+        return grad.redistribute(placements=param.placements)
+    return grad
+
+
+def _is_sharded(tensor: Any) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+@functools.cache
+def _moment_names(k: int) -> tuple[str, ...]:
+    """The names in a parameter's state: first and second moment of stage 1, ..., of stage k."""
+    return tuple(f"{name}{'' if i == 1 else f'_{i}'}" for i in range(1, k + 1) for name in ("exp_avg", "exp_avg_sq"))
+
+
+def _make_state(state: dict[str, Any], param: Tensor, group: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Fill an empty state; refuse one that was made with another k."""
+    if state:
+        _check_state(param, state, group)
+        return
+    state["step"] = _as_step(0.0, param, group)
+    dtype = group["state_dtype"]
+    if dtype is not None and param.is_complex():
+        dtype = dtype.to_complex()
+    for name in names:
+        state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def _as_step(value: float, param: Tensor, group: dict[str, Any]) -> Tensor:
+    """A step count of the type and on the device where torch's own optimizers keep theirs."""
+    if group["capturable"] or group["fused"]:
+        return torch.tensor(value, dtype=torch.float32, device=param.device)
+    wide = torch.get_default_dtype() == torch.float64
+    return torch.tensor(value, dtype=torch.float64 if wide else torch.float32)
+
+
+def _check_state(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Refuse a state that is not one of this parameter and this k; an empty one is fine."""
+    if not state:
+        return
+    k = group["k"]
+    names = _moment_names(k)
+    missing = [name for name in ("step", *names) if name not in state]
+    if missing or _moment_names(k + 1)[-1] in state:
+        raise ValueError(
+            f"Invalid k: {k} (the state of a parameter of shape {tuple(param.shape)} was made with another k; "
+            "construct the optimizer with that k, or start from an empty state)"
+        )
+    for name in names:
+        if state[name].shape != param.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(state[name].shape)}, its parameter {tuple(param.shape)} "
+                "(the state belongs to another parameter; give the parameters in the order in which it was saved)"
+            )
+
+
+def _adopt(group: dict[str, Any], own: dict[str, Any]) -> None:
+    """Complete a loaded group by the optimizer's ``own``, or by the defaults; refuse what k-Adam does not have."""
+    if group.pop("amsgrad", False):
+        raise ValueError("amsgrad: True in the loaded state (KAdam has no amsgrad; it cannot continue this run)")
+    if not group.pop("decoupled_weight_decay", True) and group.get("weight_decay"):
+        raise ValueError(
+            "weight_decay: the loaded state is of Adam, which adds it to the gradient; KAdam, as AdamW, decays the "
+            "parameters themselves (set weight_decay to 0 in the state to continue without)"
+        )
+    saved = group.setdefault("k", 1)
+    if own and saved != own["k"]:
+        raise ValueError(f"Invalid k: {own['k']}, but the loaded state was made with k = {saved} (construct with that)")
+    for name, value in _LATER.items():
+        group.setdefault(name, own.get(name, value))
+
+
+_LATER: dict[str, Any] = dict(
+    schedule="inverse_exp", maximize=False, foreach=None, capturable=False, differentiable=False, fused=None,
+    state_dtype=None,
+)  # fmt: skip
+"""Settings that a loaded state may lack, because it is an AdamW's or an older one."""
 
 
 def _check(group: dict[str, Any]) -> None:
     """Check the hyperparameters of a group; the first words are those of torch's own messages."""
-    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(group['lr'].shape)}")
+    lr, foreach, capturable = group["lr"], group["foreach"], group["capturable"]
+    if isinstance(lr, Tensor):
+        if foreach and not capturable:
+            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        if lr.numel() != 1:
+            raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
     for name, words in (("lr", "learning rate"), ("eps", "epsilon value"), ("weight_decay", "weight_decay value")):
         value = group[name]
         if not isinstance(value, float | int | Tensor):
             raise TypeError(f"Invalid {words}: {value!r} ({name} must be a number >= 0)")
         if not value >= 0:
             raise ValueError(f"Invalid {words}: {value} ({name} must be >= 0)")
-    make_stages(group["betas"], group["k"], group["schedule"])
+    stages = make_stages(group["betas"], group["k"], group["schedule"])
+    if foreach and not capturable and isinstance(stages[0].gamma, Tensor):
+        raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
+    if group["fused"] and group["differentiable"]:
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if group["fused"] and foreach:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    dtype = group["state_dtype"]
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"Invalid state_dtype: {dtype!r} (must be None or a floating-point torch.dtype)")
+
+
+def _warn_if_unstable(groups: list[dict[str, Any]]) -> None:
+    """Warn of last stages, which alone bound the update, with C < 0: one warning for all groups."""
+    stages = [make_stages(group["betas"], group["k"], group["schedule"])[-1] for group in groups]
+    pairs = {tuple(float(torch.as_tensor(rate).detach()) for rate in stage) for stage in stages}
+    found = []
+    for gamma, beta in sorted(pairs):
+        c = 2 / gamma - 1 / beta - 1 if gamma and beta else (math.inf if gamma == 0 else -math.inf)
+        if c < 0:
+            digits = stability.log_exact_bound([100, 10_000], beta=beta, gamma=gamma) / math.log(10)
+            found.append(
+                f"(gamma, beta) = ({gamma:.6g}, {beta:.6g}) with C = {c:.4g} < 0, where nothing keeps an update below "
+                f"the bound 10^{digits[0]:.1f} at step 100 and 10^{digits[1]:.1f} at step 10,000"
+            )
+    if found:
+        warnings.warn(f"KAdam: outside the stable region of the last stage: {'; '.join(found)}", stacklevel=3)

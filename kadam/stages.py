@@ -20,9 +20,11 @@ from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from kadam.update import Stage
+from torch import Tensor
 
-SCHEDULES: dict[str, Callable[[float, int], float]] = {
+from kadam.update import Number, Stage
+
+SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
     # 1 - (1 - alpha) would change the last bits of alpha
     "inverse_exp": lambda alpha, k: alpha if k == 1 else 1 - (1 - alpha) ** (1 / k),
     "exp": lambda alpha, k: alpha**k,
@@ -30,7 +32,7 @@ SCHEDULES: dict[str, Callable[[float, int], float]] = {
     "naive": lambda alpha, k: alpha,
 }
 
-Betas = Sequence[float] | Sequence[Sequence[float]]
+Betas = Sequence[Number] | Sequence[Sequence[Number]]
 
 
 def make_stages(betas: Betas, k: int, schedule: str = "inverse_exp") -> list[Stage]:
@@ -38,7 +40,8 @@ def make_stages(betas: Betas, k: int, schedule: str = "inverse_exp") -> list[Sta
 
     Args:
         betas: in torch's order, first moment before second: one pair ``(gamma, beta)``, which ``schedule``
-            turns into k equal pairs, or k explicit pairs, which are taken as they are.
+            turns into k equal pairs, or k explicit pairs, which are taken as they are. A rate is a float or a
+            one-element tensor.
         k: number of stages, an integer >= 1.
         schedule: a name from ``SCHEDULES``; not used with explicit pairs.
 
@@ -64,12 +67,20 @@ def _is_pair_list(betas: Any) -> bool:
     return isinstance(betas, Sequence) and len(betas) > 0 and all(isinstance(entry, Sequence) for entry in betas)
 
 
-def _checked_pair(pair: Any) -> tuple[float, float]:
-    if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(rate, Real) for rate in pair)):
-        raise TypeError(f"Invalid betas: {pair!r} (must be (gamma, beta), two numbers in [0, 1), or k such pairs)")
+def _checked_pair(pair: Any) -> tuple[Number, Number]:
+    if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(rate, Real | Tensor) for rate in pair)):
+        raise TypeError(
+            f"Invalid betas: {pair!r} (must be (gamma, beta), two numbers in [0, 1), or k such pairs; "
+            "a scheduler that cycles the momentum writes one pair: give it cycle_momentum=False, or one pair here)"
+        )
+    if isinstance(pair[0], Tensor) != isinstance(pair[1], Tensor):
+        raise ValueError(f"Invalid betas: {pair!r} (betas must be either both floats or both Tensors)")
     for index, (rate, moment) in enumerate(zip(pair, ("first", "second"), strict=True)):
+        if isinstance(rate, Tensor) and rate.numel() != 1:
+            raise ValueError(f"Tensor betas[{index}] must be 1-element, got shape {tuple(rate.shape)}")
         if not 0 <= rate < 1:
             raise ValueError(
                 f"Invalid beta parameter at index {index}: {rate} (the decay of the {moment} moment must lie in [0, 1))"
             )
-    return float(pair[0]), float(pair[1])
+    gamma, beta = (rate.reshape(()) if isinstance(rate, Tensor) else float(rate) for rate in pair)
+    return gamma, beta

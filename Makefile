@@ -1,4 +1,4 @@
-# make reproduce | test | test-integrations | notebooks | lint | lock; the README says what each does.
+# make reproduce | test | test-integrations | notebooks | bench | lint | lock; the README says what each does.
 
 PROFILE ?= standard
 PYTHON ?= python3
@@ -23,7 +23,7 @@ unexport MPLBACKEND
 export PYTHON
 PY := .venv/bin/python
 
-.PHONY: reproduce test test-integrations notebooks lint lock environment
+.PHONY: reproduce test test-integrations notebooks bench lint lock environment
 .DEFAULT_GOAL := reproduce
 
 # Runs every notebook that is not up to date; then the verdicts, also when a notebook failed.

@@ -1,0 +1,47 @@
+"""The benchmarks' bookkeeping, on tiny tensors; their figures are taken by `make bench`."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from lab.files import ROOT
+
+
+@pytest.fixture(scope="module")
+def step():
+    spec = importlib.util.spec_from_file_location("step", ROOT / "benchmarks" / "step.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_k_and_implementation_is_compared(step):
+    result = step.compare([(8,), (3, 4)], "cpu", 3, False)
+    assert (result["tensors"], result["elements"]) == (2, 20)
+    assert [(row["k"], row["implementation"]) for row in result["rows"]] == [
+        (k, name) for k in (1, 2, 4, 10) for name in ("default", "foreach", "loop")
+    ]
+    assert [row["bytes"] for row in result["rows"][::3]] == [4 * 20 * words for words in (7, 11, 19, 43)]
+    text = step.table("tiny", result, 1e9)
+    assert "| ideal traffic | 1.00 | 1.57 | 2.71 | 6.14 |" in text
+
+
+def test_a_step_that_moves_nothing_is_found(step):
+    class Lazy(torch.optim.SGD):
+        def step(self):
+            pass
+
+    with pytest.raises(AssertionError, match="has not moved a parameter"):
+        step.Arm(lambda params: Lazy(params, lr=1.0), [(4,)], "cpu").step()
+
+
+def test_the_settings_have_the_sizes_they_claim(step):
+    sizes = {
+        (device, name): (len(shapes), round(sum(torch.Size(shape).numel() for shape in shapes) / 1e6, 1))
+        for device, settings in step.SETTINGS.items()
+        for name, shapes in settings.items()
+    }
+    assert sizes[("cpu", "one large tensor")] == (1, 16.8)
+    assert sizes[("cpu", "small transformer")] == (52, 0.8)
+    assert sizes[("cuda", "GPT-2")] == (148, 124.4)

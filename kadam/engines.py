@@ -81,8 +81,7 @@ def loop(work: Work) -> None:
         state = [Moments(ms[i], vs[i]) for ms, vs in zip(work.firsts, work.seconds, strict=True)]
         # autograd keeps what it multiplies, and the next step would write into it
         old = [Moments(m.clone(), v.clone()) for m, v in state] if torch.is_grad_enabled() else state
-        step += 1
-        n = step.clone() if work.tensor_steps else step.item()
+        n = step + 1 if work.tensor_steps else step.item() + 1
         x = grad.to(first[i].dtype)
         new = update.cascade(-x if work.maximize else x, old, n, stages, work.eps)
         theta = param.to(torch.promote_types(param.dtype, x.dtype), copy=torch.is_grad_enabled())
@@ -91,6 +90,7 @@ def loop(work: Work) -> None:
             before.m.copy_(after.m)
             before.v.copy_(after.v)
         param.copy_(value)
+        step += 1
 
 
 def foreach(work: Work) -> None:
@@ -145,7 +145,7 @@ def count(steps: list[Tensor]) -> None:
     """Add one to every step count."""
     if steps[0].is_cpu and not torch.compiler.is_compiling():
         # a tensor made once, where the number 1 would be wrapped anew for every step count
-        torch._foreach_add_(steps, torch.ones(()), alpha=1.0)
+        torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
     else:
         torch._foreach_add_(steps, 1)
 

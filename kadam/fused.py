@@ -41,6 +41,8 @@ def fused(work: Work, grad_scale: Tensor | None = None, found_inf: Tensor | None
         if dense:
             count(dense.steps)
             _fused(dense)
+            # the kernels write behind autograd's back; a graph that holds the old values has to know
+            torch.autograd.graph.increment_version(dense.params)
 
 
 def _fused(work: Work) -> None:
@@ -48,8 +50,8 @@ def _fused(work: Work) -> None:
         cpu_kernel.step(work)
         return
     param, grad, m = work.params[0], work.grads[0], work.firsts[0][0]
-    # torch's kernel knows one dtype, and gives 0/0 where the second moment and eps are zero
-    plain = param.dtype == m.dtype and not vanishes(work.eps, m.dtype)
+    # torch's kernel knows one dtype, computes halves in float32, and gives 0/0 where the second moment and eps are zero
+    plain = param.dtype == m.dtype and not vanishes(work.eps, torch.promote_types(m.dtype, torch.float32))
     if plain and grad.dtype == m.dtype and len(work.stages) == 1:
         _call(work, 0, work.params, work.grads, work.lr, work.weight_decay)
         return
@@ -124,5 +126,6 @@ _kept = _Kept()
 def _scratch(dtype: torch.dtype) -> Tensor:
     """This thread's scratch; kept, because making it anew for every step costs as much as a stage of a small model."""
     if dtype not in _kept.scratch:
-        _kept.scratch[dtype] = torch.empty(PIECE, dtype=dtype)
+        with torch.inference_mode(False):  # it outlives the context in which it is made
+            _kept.scratch[dtype] = torch.empty(PIECE, dtype=dtype, device="cpu")
     return _kept.scratch[dtype]

@@ -51,13 +51,16 @@ def _kernel(
         if tl.load(found_inf_at) != 0:
             return
     owner = tl.load(owners + tl.program_id(0))
-    at = tl.load(starts + tl.program_id(0)) + tl.arange(0, BLOCK)
-    inside = at < tl.load(sizes + owner)
+    at = tl.multiple_of(tl.load(starts + tl.program_id(0)), BLOCK) + tl.arange(0, BLOCK)
+    size = tl.load(sizes + owner)
+    if ALIGNED:  # lets a thread load and store 16 bytes at once
+        size = tl.multiple_of(size, 16)
+    inside = at < size
     row = addresses + owner * (3 + 2 * K)
     n = tl.load(tl.load(row).to(tl.pointer_type(tl.float32))).to(tl.float64)
     param_at = tl.load(row + 1).to(tl.pointer_type(PARAM))
     grad_at = tl.load(row + 2).to(tl.pointer_type(GRAD))
-    if ALIGNED:  # lets a thread load 16 bytes at once
+    if ALIGNED:
         param_at = tl.multiple_of(param_at, 16)
         grad_at = tl.multiple_of(grad_at, 16)
     x = tl.load(grad_at + at, mask=inside, other=0).to(COMPUTE)
@@ -101,32 +104,44 @@ _TYPES = {
 def fused(work: Work, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
     """One step; none at all if ``found_inf`` is not zero. ``grad_scale`` divides the gradients, which stay unchanged.
 
-    The step counts, ``found_inf`` and a learning rate that is a tensor stay on the device: nothing waits for it.
-    Tensors that do not lie in memory as their parameter does take the loop.
+    Step counts, ``found_inf`` and a learning rate that is a tensor stay on the device. A new number as learning rate,
+    and new addresses, as of gradients made anew, are copied there. Tensors that do not lie in memory as their
+    parameter does take the loop.
     """
     for part in work.by_kind():
         dense, rest = by_layout(part)
-        if rest:
+        if rest and (found_inf is None or not found_inf.item()):
             if grad_scale is not None:
-                raise RuntimeError(
-                    "grad_scale: a parameter and its gradient or state differ in strides (unscale first)"
-                )
+                rest.grads = [grad / grad_scale.to(grad.device) for grad in rest.grads]
             loop(rest)
         if dense:
             count(dense.steps)
-            _launch(dense, grad_scale, found_inf)
+            for half in _by_alignment(dense):
+                _launch(*half, grad_scale, found_inf)
             if found_inf is not None:
                 torch._foreach_sub_(dense.steps, [found_inf.to(dense.steps[0])] * len(dense.steps))
+            torch.autograd.graph.increment_version(dense.params)
 
 
-def _launch(work: Work, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+def _by_alignment(work: Work) -> list[tuple[Work, bool]]:
+    """The tensors that lend themselves to accesses of 16 bytes, and the others."""
+    columns = work.columns()
+    even = [all(x.data_ptr() % 16 == 0 for x in row) and row[0].numel() % 16 == 0 for row in zip(*columns, strict=True)]
+    parts = []
+    for wanted in (True, False):
+        chosen = [i for i, found in enumerate(even) if found is wanted and work.params[i].numel() > 0]
+        if chosen:
+            part = work.part([[column[i] for i in chosen] for column in columns], [work.steps[i] for i in chosen])
+            parts.append((part, wanted))
+    return parts
+
+
+def _launch(work: Work, aligned: bool, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
     params, device = work.params, work.params[0].device
     dtypes = params[0].dtype, work.grads[0].dtype, work.firsts[0][0].dtype
     rows = zip(work.steps, *work.columns(), strict=True)
-    addresses, aligned = _addresses(tuple(tensor.data_ptr() for row in rows for tensor in row), len(params), device)
+    addresses = _addresses(tuple(tensor.data_ptr() for row in rows for tensor in row), device)
     owners, starts, sizes = _blocks(tuple(param.numel() for param in params), device)
-    if not len(owners):
-        return
     k = len(work.stages)
     numbers = (work.eps, float(work.weight_decay), *(float(rate) for stage in work.stages for rate in stage))
     lr = work.lr.to(device) if isinstance(work.lr, Tensor) else _on_device((float(work.lr),), device)
@@ -147,13 +162,11 @@ def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def _addresses(addresses: tuple[int, ...], rows: int, device: torch.device) -> tuple[Tensor, bool]:
-    """A row for each tensor: step, param, grad, m_1, v_1, ...; and whether all but the steps are multiples of 16."""
-    width = len(addresses) // rows
-    aligned = all(address % 16 == 0 for i, address in enumerate(addresses) if i % width)
+def _addresses(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    """A row for each tensor: step, param, grad, m_1, v_1, ..."""
     # an address of the upper half would not fit a signed integer
     signed = [address - (1 << 64) if address >= 1 << 63 else address for address in addresses]
-    return torch.tensor(signed, dtype=torch.int64, device=device), aligned
+    return torch.tensor(signed, dtype=torch.int64, device=device)
 
 
 @functools.lru_cache(maxsize=16)

@@ -37,20 +37,22 @@ class KAdam(torch.optim.Optimizer):
         lr: learning rate eta, a float >= 0 or a one-element tensor. Default 1e-3, as in AdamW.
         betas: (gamma, beta), decay rates of the first and the second moment, each in [0, 1), floats or one-element
             tensors; or k explicit pairs of them. Default (0.9, 0.999), as in AdamW.
-        k: number of stages, >= 1. Default 2: the paper's 2-Adam.
-        schedule: how one pair of ``betas`` becomes k pairs: ``inverse_exp``, ``exp``, ``scaled`` or ``naive``
-            (``kadam.stages``). Not used with explicit pairs. Default ``inverse_exp``, the paper's first.
         eps: offset >= 0 of every stage's denominator. At 0, a coordinate whose second moment is zero has update 0.
             Default 1e-8, as in AdamW.
         weight_decay: decoupled weight decay lambda >= 0; each step multiplies the parameters by 1 - lr lambda.
             Default 1e-2, as in AdamW.
+        amsgrad: must be False; there for calls written for AdamW.
+        k: number of stages, >= 1. Default 2: the paper's 2-Adam.
+        schedule: how one pair of ``betas`` becomes k pairs: ``inverse_exp``, ``exp``, ``scaled`` or ``naive``
+            (``kadam.stages``). Not used with explicit pairs. Default ``inverse_exp``, the paper's first.
         maximize: ascend instead of descend.
 
     Other arguments, which you should not need:
         foreach: True takes torch's multi-tensor operations, False the loop over tensors.
         fused: True takes the one-pass kernel: torch's own on a CPU, ours in Triton on CUDA; False the loop. With
-            ``foreach`` and ``fused`` both None: fused on a CPU, foreach on CUDA, else the loop.
-        capturable: keep the step count on the device, so that CUDA graphs can hold the step.
+            ``foreach`` and ``fused`` both None: fused on a CPU, foreach on CUDA, else the loop. torch.compile
+            follows the foreach operations, or the loop if ``foreach`` is False.
+        capturable: keep the step count on the device, so that CUDA graphs can hold the step (not the fused one).
         differentiable: let autograd pass through the step.
         state_dtype: dtype of the moments; None is the parameter's own, as in AdamW. With bfloat16 parameters
             ``torch.float32`` keeps small changes of the moments.
@@ -61,7 +63,8 @@ class KAdam(torch.optim.Optimizer):
     A NaN or infinite gradient spoils its coordinate for good, as it does in AdamW.
 
     Warns:
-        UserWarning: once, if the rates of the last stage lie outside the stable region, with C and the bound.
+        UserWarning: once, when it is made, if the rates of the last stage lie outside the stable region, with C and
+            the bound. Rates that a scheduler or a loaded state brings later are not checked.
 
     Raises:
         ValueError, TypeError: an argument out of range, named with its value.
@@ -74,11 +77,12 @@ class KAdam(torch.optim.Optimizer):
         params: Iterable[Any],
         lr: float | Tensor = 1e-3,
         betas: Betas = (0.9, 0.999),
-        k: int = 2,
-        schedule: str = "inverse_exp",
         eps: float = 1e-8,
         weight_decay: float | Tensor = 1e-2,
+        amsgrad: bool = False,
         *,
+        k: int = 2,
+        schedule: str = "inverse_exp",
         maximize: bool = False,
         foreach: bool | None = None,
         capturable: bool = False,
@@ -91,7 +95,10 @@ class KAdam(torch.optim.Optimizer):
             foreach=foreach, capturable=capturable, differentiable=differentiable, fused=fused,
             state_dtype=state_dtype,
         )  # fmt: skip
+        if amsgrad:
+            raise ValueError("amsgrad: True (KAdam has no amsgrad; the argument is there for calls written for AdamW)")
         _check(defaults)
+        defaults["k"] = int(k)
         self._built = False
         super().__init__(params, defaults)
         self._built = True
@@ -104,6 +111,7 @@ class KAdam(torch.optim.Optimizer):
         """Add a parameter group; its own values of the constructor's arguments are checked as there."""
         if isinstance(param_group, dict):
             _check({**self.defaults, **param_group})
+            param_group["k"] = int(param_group.get("k", self.defaults["k"]))
         super().add_param_group(param_group)
         if self._built:
             _warn_if_unstable(self.param_groups[-1:])
@@ -111,10 +119,17 @@ class KAdam(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, from ``load_state_dict`` or pickle: fill what older ones lack, refuse what cannot fit."""
         own = getattr(self, "param_groups", [{}] * len(state["param_groups"]))
-        for group, mine in zip(state["param_groups"], own, strict=True):
+        given = self.__dict__.pop("_given", None)
+        for i, (group, mine) in enumerate(zip(state["param_groups"], own, strict=True)):
             _adopt(group, mine)
-            for param in group["params"]:
-                _check_state(param, state["state"].get(param, {}), group)
+            for j, param in enumerate(group["params"]):
+                found = state["state"].get(param, {})
+                if given and group["state_dtype"] is not None:
+                    # the base class has rounded the moments to the parameter's dtype: take them as they were
+                    saved = given["state"].get(given["param_groups"][i]["params"][j], {})
+                    for name in saved.keys() & set(_moment_names(group["k"])):
+                        found[name] = saved[name].to(param.device, _moment_dtype(param, group), copy=True)
+                _check_state(param, found, group)
         super().__setstate__(state)
         self._built = True
 
@@ -123,22 +138,16 @@ class KAdam(torch.optim.Optimizer):
 
         Raises:
             ValueError: the parameter groups, k or a tensor's shape do not fit this optimizer, or the state needs
-                what k-Adam does not have (amsgrad, Adam's coupled weight decay). Nothing is changed then.
+                what k-Adam does not have (amsgrad, Adam's coupled weight decay, which states of torch before 2.7
+                do not tell). Nothing is changed then.
         """
-        given: dict[str, Any] = {}
-        last = self.register_load_state_dict_pre_hook(lambda _, loaded: given.update(loaded))  # sees what others made
+        self._given: dict[str, Any] = {}  # for __setstate__: what is loaded, as the other hooks have left it
+        last = self.register_load_state_dict_pre_hook(lambda _, loaded: self._given.update(loaded))
         try:
             super().load_state_dict(state_dict)
         finally:
             last.remove()
-        state_dict = given
-        ids = [number for group in state_dict["param_groups"] for number in group["params"]]
-        params = [(param, group) for group in self.param_groups for param in group["params"]]
-        for number, (param, group) in zip(ids, params, strict=True):
-            saved = state_dict["state"].get(number, {})
-            if group["state_dtype"] is not None:  # the base class has rounded the moments to the parameter's dtype
-                for name in saved.keys() & set(_moment_names(group["k"])):
-                    self.state[param][name] = saved[name].to(device=param.device, dtype=group["state_dtype"], copy=True)
+            self.__dict__.pop("_given", None)
 
     @_use_grad_for_differentiable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -201,7 +210,9 @@ class KAdam(torch.optim.Optimizer):
                 _make_state(state, param, group, names)
             step = state["step"]
             # a plain number, as in checkpoints of old torch versions, or a flag that was set later
-            if not isinstance(step, Tensor) or (on_device and step.device != param.device):
+            if not isinstance(step, Tensor) or (
+                on_device and (step.device != param.device or step.dtype != torch.float32)
+            ):
                 step = state["step"] = _as_step(float(step), param, group)
             params.append(param)
             grads.append(grad)
@@ -238,7 +249,7 @@ def _prepared(
 ) -> tuple[Engine, Work]:
     """The engine that steps this group, and its tensors as the engine takes them."""
     compiling = torch.compiler.is_compiling()
-    if not compiling and not group["differentiable"] and not all(type(param) in _PLAIN for param in params):
+    if not compiling and not group["differentiable"] and not all(_is_plain(type(param)) for param in params):
         grads = [_with_placements_of(param, grad) for param, grad in zip(params, grads, strict=True)]
         params, grads, moments = ([_local(tensor) for tensor in tensors] for tensors in (params, grads, moments))
     if any(map(Tensor.is_complex, params)):
@@ -250,8 +261,10 @@ def _prepared(
     for column in (grads, *(moments[i :: 2 * k] for i in range(2 * k))):
         if list(map(Tensor.numel, column)) != sizes:
             raise ValueError("param, its gradient and its state differ in size (make a new optimizer for new shapes)")
-    columns = zip(params, grads, moments[:: 2 * k], strict=True)
-    kinds = {(type(p) in _PLAIN, p.device, p.dtype, g.dtype, m.dtype) for p, g, m in columns}
+    firsts = moments[:: 2 * k]
+    if [m.shape for m in firsts] != [param.shape for param in params]:
+        raise ValueError("param and its state differ in shape (make a new optimizer for new shapes)")
+    kinds = set() if compiling else _kinds(params, grads, moments, k)
     lr = group["lr"]
     work = Work(
         params, grads, [moments[2 * i :: 2 * k] for i in range(k)], [moments[2 * i + 1 :: 2 * k] for i in range(k)],
@@ -262,10 +275,32 @@ def _prepared(
     return _engine(group, kinds, compiling), work
 
 
+def _kinds(params: list[Tensor], grads: list[Tensor], moments: list[Tensor], k: int) -> set[tuple[Any, ...]]:
+    """(plain, param's device and dtype, gradient's, state's) of all parameters; refuses those on several devices."""
+    columns = zip(params, grads, moments[:: 2 * k], strict=True)
+    kinds = {(_is_plain(type(p)), p.device, p.dtype, g.device, g.dtype, m.device, m.dtype) for p, g, m in columns}
+    # as a rule one kind; the kernels take every moment's device and dtype from the first one
+    if {(m.device, m.dtype) for m in moments} == {kind[5:] for kind in kinds} and len(kinds) == 1:
+        ((_, device, _, *others),) = kinds
+        if others[0] == others[2] == device:
+            return kinds
+    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+        own = moments[2 * k * i : 2 * k * (i + 1)]
+        if {m.device for m in own} | {grad.device} != {param.device} or len({m.dtype for m in own}) > 1:
+            raise ValueError(
+                f"a parameter of shape {tuple(param.shape)} is on {param.device}, its gradient on {grad.device}, "
+                f"its state on {sorted({str(m.device) for m in own})} in {sorted({str(m.dtype) for m in own})} "
+                "(must be one device, and one dtype for the state; load the state again)"
+            )
+    return kinds
+
+
 def _engine(group: dict[str, Any], kinds: set[tuple[Any, ...]], compiling: bool) -> Engine:
     """The implementation that the group's flags ask for; without flags, the fastest one that is known to be right."""
     if group["differentiable"] or (compiling and group["foreach"] is False):
         return loop
+    if group["foreach"] and not compiling:
+        _refuse_tensors_in_foreach(group)
     if compiling or group["foreach"]:
         return foreach
     if group["fused"] is False or (group["foreach"] is False and not group["fused"]):
@@ -279,7 +314,11 @@ def _engine(group: dict[str, Any], kinds: set[tuple[Any, ...]], compiling: bool)
                 f"cpu or cuda, one of them for a group, but got {sorted({str(dtype) for _, _, dtype, *_ in kinds})} "
                 f"on {sorted(devices)}"
             )
-        return fused if devices == {"cpu"} else _gpu_kernel()
+        if devices == {"cpu"}:
+            return fused
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("`fused=True` cannot be captured in a CUDA graph; use foreach=True with capturable=True")
+        return _gpu_kernel()
     if fits and devices == {"cpu"} and not group["capturable"]:
         return fused
     if fits and devices == {"cuda"} and (group["capturable"] or not isinstance(group["lr"], Tensor)):
@@ -296,6 +335,16 @@ def _gpu_kernel() -> Engine:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+@functools.cache
+def _is_plain(kind: type) -> bool:
+    """Whether tensors of this class are stored as they seem: torch's own, and parameters that only add to them."""
+    return kind in _PLAIN or (
+        issubclass(kind, torch.nn.Parameter)
+        and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
+        and kind.__torch_function__ is torch.nn.Parameter.__torch_function__
+    )
 
 
 def _local(tensor: Any) -> Tensor:
@@ -330,11 +379,13 @@ def _make_state(state: dict[str, Any], param: Tensor, group: dict[str, Any], nam
         _check_state(param, state, group)
         return
     state["step"] = _as_step(0.0, param, group)
-    dtype = group["state_dtype"]
-    if dtype is not None and param.is_complex():
-        dtype = dtype.to_complex()
     for name in names:
-        state[name] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+        state[name] = torch.zeros_like(param, dtype=_moment_dtype(param, group), memory_format=torch.preserve_format)
+
+
+def _moment_dtype(param: Tensor, group: dict[str, Any]) -> torch.dtype:
+    dtype: torch.dtype = group["state_dtype"] or param.dtype
+    return dtype.to_complex() if param.is_complex() else dtype
 
 
 def _as_step(value: float, param: Tensor, group: dict[str, Any]) -> Tensor:
@@ -342,7 +393,7 @@ def _as_step(value: float, param: Tensor, group: dict[str, Any]) -> Tensor:
     if group["capturable"] or group["fused"]:
         return torch.tensor(value, dtype=torch.float32, device=param.device)
     wide = torch.get_default_dtype() == torch.float64
-    return torch.tensor(value, dtype=torch.float64 if wide else torch.float32)
+    return torch.tensor(value, dtype=torch.float64 if wide else torch.float32, device="cpu")
 
 
 def _check_state(param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
@@ -388,26 +439,32 @@ _LATER: dict[str, Any] = dict(
 """Settings that a loaded state may lack, because it is an AdamW's or an older one."""
 
 
+def _refuse_tensors_in_foreach(group: dict[str, Any]) -> None:
+    if group["capturable"]:
+        return
+    if isinstance(group["lr"], Tensor):
+        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    if isinstance(make_stages(group["betas"], group["k"], group["schedule"])[0].gamma, Tensor):
+        raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
+
+
 def _check(group: dict[str, Any]) -> None:
     """Check the hyperparameters of a group; the first words are those of torch's own messages."""
-    lr, foreach, capturable = group["lr"], group["foreach"], group["capturable"]
-    if isinstance(lr, Tensor):
-        if foreach and not capturable:
-            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        if lr.numel() != 1:
-            raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
+    if group["foreach"]:
+        _refuse_tensors_in_foreach(group)
+    for name in ("lr", "weight_decay"):
+        if isinstance(group[name], Tensor) and group[name].numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(group[name].shape)}")
     for name, words in (("lr", "learning rate"), ("eps", "epsilon value"), ("weight_decay", "weight_decay value")):
         value = group[name]
-        if not isinstance(value, float | int | Tensor):
+        if isinstance(value, bool) or not isinstance(value, float | int if name == "eps" else float | int | Tensor):
             raise TypeError(f"Invalid {words}: {value!r} ({name} must be a number >= 0)")
         if not value >= 0:
             raise ValueError(f"Invalid {words}: {value} ({name} must be >= 0)")
-    stages = make_stages(group["betas"], group["k"], group["schedule"])
-    if foreach and not capturable and isinstance(stages[0].gamma, Tensor):
-        raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
+    make_stages(group["betas"], group["k"], group["schedule"])
     if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
-    if group["fused"] and foreach:
+    if group["fused"] and group["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     dtype = group["state_dtype"]
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

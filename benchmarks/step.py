@@ -2,15 +2,16 @@
 
     python benchmarks/step.py [--quick] [--device cuda] [--out results/benchmarks]
 
-Before every timed step of an arm, one of fused AdamW is timed; an arm's figure is the median of the ratios of these
-pairs, with the range of its middle half. The bandwidth is that of an in-place multiplication, measured
-in the same run: a step of k stages has to move (3 + 4k) words an element. Every timed step is checked to have moved
-every parameter, to finite values. Writes step-<device>.json and step-<device>.md.
+Beside every timed step of an arm, before or after it in turns, one of fused AdamW is timed; an arm's figure is the
+median of the ratios of these pairs, with the range of its middle half. A second fused AdamW is the control. The
+bandwidth is that of an in-place multiplication, measured in the same run: a step of k stages has to move (3 + 4k)
+words an element. Every timed step is checked to have moved every parameter, to finite values. Writes step-<device>.json and step-<device>.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -111,24 +112,32 @@ def compare(shapes: list[Any], device: str, rounds: int, kernel: bool) -> dict[s
     }
     if device == "cpu":
         kinds = {"default": {}, **({"built": {}} if kernel else {}), **{n: kinds[n] for n in ("foreach", "loop")}}
+    makers: dict[tuple[int, str], Callable[[list[Tensor]], torch.optim.Optimizer]]
+    makers = {(1, "AdamW again"): lambda params: torch.optim.AdamW(params, fused=True)}
     for k in KS:
         for name, arguments in kinds.items():
-            arm = Arm(lambda params, a=arguments, k=k: KAdam(params, k=k, **a), shapes, device)  # type: ignore[misc]
-            step = built(arm.step, name == "built") if device == "cpu" else arm.step
-            ratios, seconds = [], []
-            slow = name in ("foreach", "loop")
-            for i in range(2 + (max(3, rounds // 5) if slow else rounds)):
+            makers[k, name] = functools.partial(KAdam, k=k, **arguments)
+    for (k, name), make in makers.items():
+        arm = Arm(make, shapes, device)
+        step = built(arm.step, name == "built") if device == "cpu" else arm.step
+        ratios, seconds = [], []
+        slow = name in ("foreach", "loop")
+        for i in range(2 + (max(3, rounds // 5) if slow else rounds)):
+            # in turns: the second of a pair is slower by some per cent, whatever it is
+            if i % 2:
                 reference, own = adamw.step(), step()
-                if i >= 2:  # states are made and caches filled
-                    base.append(reference)
-                    seconds.append(own)
-                    ratios.append(own / reference)
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            rows.append({"k": k, "implementation": name, "ratio": middle, "quartiles": [low, high],
-                         "seconds": statistics.median(seconds), "rounds": len(ratios),
-                         "bytes": 4 * (3 + 4 * k) * elements})  # fmt: skip
-            print(f"  k = {k:2d} {name:8s} {middle:7.2f} [{low:.2f}, {high:.2f}]", flush=True)
-            del arm, step
+            else:
+                own, reference = step(), adamw.step()
+            if i >= 2:  # states are made and caches filled
+                base.append(reference)
+                seconds.append(own)
+                ratios.append(own / reference)
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append({"k": k, "implementation": name, "ratio": middle, "quartiles": [low, high],
+                     "seconds": statistics.median(seconds), "rounds": len(ratios),
+                     "bytes": 4 * (3 + 4 * k) * elements})  # fmt: skip
+        print(f"  k = {k:2d} {name:8s} {middle:7.2f} [{low:.2f}, {high:.2f}]", flush=True)
+        del arm, step
     return {"tensors": len(shapes), "elements": elements, "adamw_seconds": statistics.median(base), "rows": rows}
 
 
@@ -149,6 +158,7 @@ def table(title: str, result: dict[str, Any], bytes_a_second: float) -> str:
             for row in result["rows"]
             if row["implementation"] == name
         ]
+        cells += ["–"] * (len(KS) - len(cells))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -179,8 +189,8 @@ def main() -> None:
              "bandwidth": speed, "quick": options.quick, "build_seconds": build}  # fmt: skip
     head = (
         "Time of a step over that of `torch.optim.AdamW(fused=True)`, median [middle half], and in brackets the share "
-        f"of the in-place bandwidth, {speed / 1e9:.1f} GB/s. {machine}, torch {about['torch']}, commit {about['commit']}. "
-        "Written by `benchmarks/step.py`."
+        f"of the in-place bandwidth, {speed / 1e9:.1f} GB/s. {machine}, torch {about['torch']}, "
+        f"commit {about['commit']}. Written by `benchmarks/step.py`."
     )
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"step-{device}.json").write_text(json.dumps({**about, "results": results}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-// One step of k-Adam on a CPU: every block of elements goes through all stages while it is in the first-level cache,
+// One step of k-Adam on a CPU: every block of elements goes through all stages while it is in the cache,
 // so that the memory sees each number once. The formula is that of kadam/update.py.
 
 #include <ATen/core/Tensor.h>
@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 1024;
+constexpr int64_t kBlock = 8192;
 
 struct Stage {
   double gamma, beta, correction, root_correction;
@@ -47,7 +47,7 @@ void run(
     for (int64_t start = 0; start < params[i].numel(); start += kBlock)
       spans.push_back({i, start, std::min(kBlock, params[i].numel() - start)});
   const T sign = maximize ? -1 : 1, decay = 1 - lr * weight_decay, rate = lr;
-  at::parallel_for(0, spans.size(), 16, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, spans.size(), 4, [&](int64_t begin, int64_t end) {
     T x[kBlock];
     for (int64_t s = begin; s < end; ++s) {
       const auto [i, start, size] = spans[s];

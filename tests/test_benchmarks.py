@@ -19,10 +19,12 @@ def step():
 def test_every_k_and_implementation_is_compared(step):
     result = step.compare([(8,), (3, 4)], "cpu", 3, False)
     assert (result["tensors"], result["elements"]) == (2, 20)
-    assert [(row["k"], row["implementation"]) for row in result["rows"]] == [
+    control, *rows = result["rows"]
+    assert (control["k"], control["implementation"]) == (1, "AdamW again")
+    assert [(row["k"], row["implementation"]) for row in rows] == [
         (k, name) for k in (1, 2, 4, 10) for name in ("default", "foreach", "loop")
     ]
-    assert [row["bytes"] for row in result["rows"][::3]] == [4 * 20 * words for words in (7, 11, 19, 43)]
+    assert [row["bytes"] for row in rows[::3]] == [4 * 20 * words for words in (7, 11, 19, 43)]
     text = step.table("tiny", result, 1e9)
     assert "| ideal traffic | 1.00 | 1.57 | 2.71 | 6.14 |" in text
 

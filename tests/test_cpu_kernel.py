@@ -13,7 +13,7 @@ needs_compiler = pytest.mark.skipif(
     not (shutil.which("ninja") and (shutil.which("c++") or shutil.which("g++"))),
     reason="needs a C++ compiler and ninja",
 )
-SHAPES = [(3, 5), (1024,), (5 * 1024 + 3,), (1,), (0,), ()]  # the kernel's block has 1,024 elements
+SHAPES = [(3, 5), (8192,), (2 * 8192 + 3,), (1,), (0,), ()]  # the kernel's block has 8,192 elements
 
 
 def stepped(dtype, **arguments):

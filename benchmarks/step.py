@@ -5,7 +5,8 @@
 Beside every timed step of an arm, before or after it in turns, one of fused AdamW is timed; an arm's figure is the
 median of the ratios of these pairs, with the range of its middle half. A second fused AdamW is the control. The
 bandwidth is that of an in-place multiplication, measured in the same run: a step of k stages has to move (3 + 4k)
-words an element. Every timed step is checked to have moved every parameter, to finite values. Writes step-<device>.json and step-<device>.md.
+words an element. Every timed step is checked to have moved every parameter, to finite values. Writes
+step-<device>.json and step-<device>.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A C++ kernel for k >= 2 on a CPU, which has to be built: opt in by ``kadam.cpu_kernel.build()``.
 
-It takes every block of 8,192 elements through all stages while the processor has it in its cache. What it gains over the
-default, and what it costs to build, is in ``results/benchmarks/step-cpu.md``.
+It takes every block of 8,192 elements through all stages while the processor has it in its cache. What it gains over
+the default, and what it costs to build, is in ``results/benchmarks/step-cpu.md``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ engine     how                                                                  
 =========  ==========================================================================  =====================
 
 At k = 1 each gives the parameters of ``torch.optim.AdamW``'s implementation of the same name to the last bit; to
-rounding where ``lr`` is a tensor (the loop takes its number), and for the fused one on a GPU.
+rounding where ``lr`` is a tensor (the loop takes its number), for the fused one at eps = 0, and on a GPU.
 """
 
 from __future__ import annotations

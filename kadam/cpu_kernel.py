@@ -26,7 +26,8 @@ def build() -> None:
     results differ from the default's by rounding.
 
     Raises:
-        RuntimeError: there is no C++ compiler or no ninja, or the compilation failed. The default goes on working.
+        RuntimeError: there is no C++ compiler or no ninja, or the compilation failed, as it does where torch's own
+            path holds a space. The default goes on working.
     """
     global _built
     from torch.utils import cpp_extension

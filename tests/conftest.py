@@ -1,7 +1,24 @@
+import contextlib
+
 import nbformat
 import pytest
+import torch
 
 from lab import files, pages
+
+
+@contextlib.contextmanager
+def interpreted():
+    """Triton as its interpreter where there is no GPU: it reads the variable when it is imported and when it runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            patch.setenv("TRITON_INTERPRET", "1")
+        yield
+
+
+# before any test makes torch.compile import it otherwise
+with interpreted(), contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 SETUP = f"import sys\nsys.path.insert(0, {str(files.ROOT)!r})\nfrom lab.claims import Page\npage = Page('tiny')"
 PREDICT = "page.predict('c', 'x is one', source='test', kind='theorem', predicted=1.0, accept=(0.5, 1.5))"

@@ -5,6 +5,7 @@ The yardstick is AdamW under the same treatment, to the last bit; a compiled ste
 
 import contextlib
 import shutil
+import sys
 
 import pytest
 import torch
@@ -137,7 +138,10 @@ def test_a_whole_training_step_is_compiled_once(graphs, k):
     assert ours == graphs() and ours[0] == 2  # the loss and its gradient, the step
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))) or " " in sys.prefix,
+    reason="inductor needs a C++ compiler, and a path without a space",
+)
 def test_a_step_compiled_to_machine_code(graphs, tmp_path, monkeypatch):
     from torch._inductor import config
 

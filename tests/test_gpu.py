@@ -7,16 +7,14 @@ import sys
 
 import pytest
 import torch
+from conftest import interpreted
 
 import kadam.optimizer
 from kadam import KAdam
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-INTERPRET = {} if DEVICE == "cuda" else {"TRITON_INTERPRET": "1"}  # read when Triton is imported and when a kernel runs
-with pytest.MonkeyPatch.context() as patch:
-    for name, value in INTERPRET.items():
-        patch.setenv(name, value)
-    pytest.importorskip("triton", reason="the kernel needs Triton, which has no wheel for this system")
+pytest.importorskip("triton", reason="the kernel needs Triton, which has no wheel for this system")
+with interpreted():
     from kadam import gpu
 
 SHAPES = [(3, 5), (2 * gpu.BLOCK + 77,), (gpu.BLOCK,), (1,), (0,), (), (2, 3, 4, 5)]
@@ -25,8 +23,8 @@ SHAPES = [(3, 5), (2 * gpu.BLOCK + 77,), (gpu.BLOCK,), (1,), (0,), (), (2, 3, 4,
 @pytest.fixture
 def kernel(monkeypatch):
     """The kernel takes what ``fused=True`` is asked for, on a CPU too."""
-    for name, value in INTERPRET.items():
-        monkeypatch.setenv(name, value)
+    if DEVICE == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(kadam.optimizer, "fused", gpu.fused)
 
 

@@ -1,10 +1,10 @@
 """The step on a CPU in one pass over the memory, without a kernel of our own.
 
 torch's fused AdamW kernel computes theta <- (1 - lr weight_decay) theta - lr x, with x its normalised momentum.
-With lr = weight_decay = -1 it leaves x itself in theta, so it serves as one stage: k - 1 such calls on a scratch
-tensor that holds the gradient, then the call that moves the parameters. The scratch is one piece of ``PIECE``
-elements, which stays in the processor's cache while all stages pass over it; the memory sees the gradients, moments
-and parameters once.
+With lr = weight_decay = -1 it leaves x itself in theta, so it serves as one stage: k - 1 such calls that write to a
+scratch tensor, each reading what the one before left there, then the call that moves the parameters. The scratch is
+one piece of ``PIECE`` elements, which stays in the processor's cache while all stages pass over it; the memory sees
+the gradients, moments and parameters once.
 
 The kernel is torch's private ``_fused_adamw_``. It checks neither sizes nor strides, so they are checked here.
 """

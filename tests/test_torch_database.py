@@ -763,6 +763,16 @@ class TestDatabase(TestCase):
 
     # --- states
 
+    def assert_copies_go_on(self, device, optim_info, copied):
+        """An optimizer and what ``copied`` makes of it in mid-training take the same further steps."""
+        for kwargs in configurations(optim_info, device):
+            params = make_params(device)
+            optim = optim_info.optim_cls(params, **kwargs)
+            run(optim, params, 4)
+            again = copied(optim)
+            theirs = again.param_groups[0]["params"]
+            self.assert_same(run(again, theirs, 3, first=4), run(optim, params, 3, first=4))
+
     def assert_resumes(self, device, optim_info, kwargs, load, named=(False, False)):
         """A second optimizer takes over by ``load(second, first)``: from there on the two must not differ."""
         params = make_params(device)
@@ -850,13 +860,7 @@ class TestDatabase(TestCase):
 
     @both
     def test_pickle(self, device, dtype, optim_info):
-        for kwargs in configurations(optim_info, device):
-            params = make_params(device)
-            optim = optim_info.optim_cls(params, **kwargs)
-            run(optim, params, 4)
-            again = pickle.loads(pickle.dumps(optim))
-            theirs = again.param_groups[0]["params"]
-            self.assert_same(run(again, theirs, 3, first=4), run(optim, params, 3, first=4))
+        self.assert_copies_go_on(device, optim_info, lambda optim: pickle.loads(pickle.dumps(optim)))
 
     @kadam_only
     def test_adamw_and_one_stage_exchange_state_dicts(self, device, dtype, optim_info):
@@ -875,15 +879,13 @@ class TestDatabase(TestCase):
 
     @both
     def test_deepcopy(self, device, dtype, optim_info):
-        for kwargs in configurations(optim_info, device):
-            params = make_params(device)
-            optim = optim_info.optim_cls(params, **kwargs)
-            run(optim, params, 4)
+        def copied(optim):
             again = copy.deepcopy(optim)
             public = [{name for name in vars(each) if not name.startswith("_")} for each in (optim, again)]
             self.assertEqual(*public)
-            theirs = again.param_groups[0]["params"]
-            self.assert_same(run(again, theirs, 3, first=4), run(optim, params, 3, first=4))
+            return again
+
+        self.assert_copies_go_on(device, optim_info, copied)
 
     @onlyCUDA
     @both

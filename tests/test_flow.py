@@ -1,0 +1,231 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flows import adam, distance, logistic
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import quad, solve_ivp
+
+from kadam import KAdam, make_stages, update
+from kadam.flow import FORMS, MEMORIES, Flow, gradient_of, mass_of, memory_of, position_of
+from kadam.integrate import integrate
+from kadam.update import Stage
+
+ADAM = [Stage(0.9, 0.999)]
+rates = st.floats(0.01, 0.9995)
+
+
+def value(t, x, alpha, lr, memory):
+    """What the memory makes of the scalar function x at time t, by quadrature."""
+    rate, gain, present, start = memory_of(alpha, lr, memory)
+    integral = quad(lambda s: gain * math.exp(-rate * (t - s)) * x(s), 0, t, epsabs=1e-13)[0]
+    return integral + start * math.exp(-rate * t) * x(0) + present * x(t)
+
+
+def discrete(n, x, alpha, lr):
+    return (1 - alpha) * sum(alpha ** (n - j) * x(j * lr) for j in range(n + 1))
+
+
+@given(rates, st.integers(0, 40))
+@settings(max_examples=50, deadline=None)
+def test_matched_memory_has_the_mass_and_the_mean_lag_of_the_discrete_average(alpha, n):
+    lr = 0.1
+    for x in (lambda t: 1.0, lambda t: t, lambda t: 3 - 2 * t):
+        assert value(n * lr, x, alpha, lr, "matched") == pytest.approx(discrete(n, x, alpha, lr), abs=1e-9)
+
+
+@pytest.mark.parametrize(("memory", "fails_at"), [("rates", 5), ("paper", 5), ("paper", 0)])
+def test_the_other_memories_have_not(memory, fails_at):
+    at = 0.1 * fails_at, lambda t: 1.0
+    assert abs(value(*at, 0.9, 0.1, memory) - discrete(fails_at, at[1], 0.9, 0.1)) > 1e-3
+
+
+def test_rates_have_the_mean_lag_once_the_start_is_forgotten():
+    late, linear = 30.0, lambda t: t
+    for memory in MEMORIES:
+        assert value(late, linear, 0.9, 0.1, memory) == pytest.approx(discrete(300, linear, 0.9, 0.1), abs=1e-9)
+
+
+@given(rates, st.integers(0, 100))
+@settings(deadline=None)
+def test_the_mass_is_the_bias_correction(alpha, n):
+    assert mass_of(n * 0.1, alpha, 0.1, "matched") == pytest.approx(update.bias_correction(alpha, n + 1), abs=1e-12)
+    assert mass_of(n * 0.1, alpha, 0.1, "rates") == pytest.approx(
+        value(n * 0.1, lambda t: 1.0, alpha, 0.1, "rates"), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_no_memory_is_the_input_itself(memory):
+    assert value(0.3, lambda t: 7 + t, 0.0, 0.1, memory) == 7.3
+    assert mass_of(0.0, 0.0, 0.1, memory) == mass_of(0.3, 0.0, 0.1, memory) == 1
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize("s", [0.3, 7.0, 300.0])
+def test_position_solves_the_equation_it_names(weight_decay, s):
+    """Laplace transforms: theta / u is 1 / (lr/2 s^2 + s + weight_decay) for the paper's equation, and so on."""
+    lr = 0.1
+    transfer = {
+        form: sum(memory.gain / (s + memory.rate) + memory.present for memory in position_of(lr, weight_decay, form))
+        for form in FORMS
+    }
+    assert transfer["first"] == pytest.approx(1 / (s + weight_decay))
+    assert transfer["second"] == pytest.approx(1 / (lr / 2 * s**2 + s + weight_decay))
+    # theta' = f - (lr/2) f' with f = u - weight_decay theta
+    assert transfer["slow"] == pytest.approx((1 - lr / 2 * s) / (s + weight_decay * (1 - lr / 2 * s)))
+
+
+def start_of(flow, gradient, theta):
+    """The state at 0 with the slope of the gradient along the trajectory to O(lr), and without."""
+    first = gradient(theta, 0.0)
+    plain = flow.start(theta, first)
+    crude = replace(flow, form="first")
+    velocity = crude.derivative(0.0, crude.start(theta, first), first)[-1]
+    slope = (gradient(theta + 1e-4 * velocity, 0.0) - first) / 1e-4
+    return flow.start(theta, first, slope), plain
+
+
+@pytest.mark.parametrize("memory", ["matched", "rates"])
+def test_the_first_update_is_the_algorithms(memory):
+    gradient, theta = logistic()
+    flow = Flow(ADAM, 0.01, memory=memory, form="first")
+    state = flow.start(theta, gradient(theta, 0.0))
+    velocity = flow.derivative(0.0, state, gradient(theta, 0.0))[-1]
+    torch.testing.assert_close(velocity, -gradient(theta, 0.0).sign())
+
+
+def test_the_second_form_starts_on_the_slow_manifold():
+    gradient, theta = logistic()
+    off = []
+    for lr in (0.02, 0.01):
+        flow = Flow(ADAM, lr, weight_decay=0.3)
+        with_slope, without = start_of(flow, gradient, theta)
+        rows = list(flow.position_rows)
+        for state in (with_slope, without):
+            torch.testing.assert_close(state[rows].sum(0), theta)
+        first = gradient(theta, 0.0)
+        velocities = [flow.derivative(0.0, state, first)[rows].sum(0) for state in (with_slope, without)]
+        later = integrate(replace(flow, form="slow"), gradient, theta, [1e-4 * lr, 2e-4 * lr], tolerance=1e-9).theta
+        slow = (-3 * theta + 4 * later[0] - later[1]) / (2e-4 * lr)
+        off.append([distance(velocity, slow) for velocity in velocities])
+    assert 3 < off[0][0] / off[1][0] < 5  # O(lr^2)
+    assert 1.5 < off[0][1] / off[1][1] < 2.7  # O(lr): what the slope is for
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("memory", ["matched", "rates"])
+@pytest.mark.parametrize("form", ["second", "first"])
+def test_the_integrator_solves_the_derivative(k, memory, form):
+    """Two solvers that share nothing but the right-hand side's formula."""
+    gradient, theta = logistic()
+    flow = Flow(make_stages((0.9, 0.99), k), 0.02, 0.2, memory=memory, form=form)
+    times = np.linspace(0, 0.6, 7)
+    first = gradient(theta, 0.0)
+    velocity = replace(flow, form="first")
+    velocity = velocity.derivative(0.0, velocity.start(theta, first), first)[-1]
+    slope = (gradient(theta + flow.lr * velocity, 0.0) - first) / flow.lr
+    rows = list(flow.position_rows)
+
+    def derivative(t, y):
+        state = torch.from_numpy(y).view(flow.rows, 5)
+        return flow.derivative(t, state, gradient(state[rows].sum(0), t)).flatten().numpy()
+
+    start = flow.start(theta, first, slope).flatten().numpy()
+    other = solve_ivp(derivative, (0, 0.6), start, "DOP853", times, rtol=1e-10, atol=1e-12).y
+    other = torch.from_numpy(other.T.copy()).view(7, flow.rows, 5)[:, rows].sum(1)
+    ours = integrate(flow, gradient, theta, times, tolerance=1e-7)
+    assert ours.ok and distance(ours.theta, other) < 3e-8
+
+
+def errors(steps, gradient, theta, **model):
+    """Largest difference to the algorithm over T = 1, for several numbers of steps."""
+    result = []
+    for n in steps:
+        flow = Flow(lr=1 / n, **model)
+        solution = integrate(flow, gradient, theta, np.arange(n + 1) / n, tolerance=1e-7)
+        assert solution.ok
+        result.append(distance(adam(flow, gradient, theta, n), solution.theta))
+    return np.array(result)
+
+
+@pytest.mark.parametrize(
+    ("model", "order"),
+    [
+        (dict(stages=ADAM), 2),
+        (dict(stages=ADAM, weight_decay=1.0), 2),
+        (dict(stages=ADAM, form="slow"), 2),
+        (dict(stages=[Stage(0.3, 0.5)], weight_decay=1.0), 2),
+        (dict(stages=[Stage(0.3, 0.5)], weight_decay=1.0, memory="rates"), 2),
+        (dict(stages=make_stages((0.9, 0.999), 2)), 2),
+        (dict(stages=make_stages((0.9, 0.999), 3), weight_decay=1.0), 2),
+        (dict(stages=ADAM, form="first"), 1),
+        (dict(stages=ADAM, memory="paper"), 1),
+        (dict(stages=ADAM, memory="rates"), 1),
+    ],
+    ids=str,
+)
+def test_order_in_the_learning_rate(model, order):
+    first, _, last = errors((100, 200, 400), *logistic(), **model)
+    assert np.log2(first / last) / 2 == pytest.approx(order, abs=0.35)
+
+
+def test_matched_memory_is_a_hundred_times_closer():
+    matched, paper = (errors([400], *logistic(), stages=ADAM, memory=memory)[0] for memory in ("matched", "paper"))
+    assert matched < paper / 100
+
+
+def test_a_swapped_rate_would_be_caught():
+    gradient, theta = logistic()
+    flow = Flow(ADAM, 0.01)
+    path = adam(flow, gradient, theta, 100)
+    swapped = integrate(Flow([Stage(0.999, 0.9)], 0.01), gradient, theta, np.arange(101) * 0.01)
+    assert distance(swapped.theta, path) > 0.1
+
+
+def test_the_discrete_face_is_the_optimizer():
+    gradient, theta = logistic()
+    flow = Flow(make_stages((0.9, 0.99), 2), 0.01, weight_decay=0.1, eps=1e-8)
+    param = torch.nn.Parameter(theta.clone())
+    optimizer = KAdam([param], lr=0.01, betas=(0.9, 0.99), k=2, weight_decay=0.1)
+    for _ in range(20):
+        param.grad = gradient(param, 0.0)
+        optimizer.step()
+    torch.testing.assert_close(adam(flow, gradient, theta, 20)[-1], param.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_coordinate_without_gradient_only_decays(form, memory):
+    flow = Flow(make_stages((0.9, 0.999), 2), 0.01, weight_decay=0.5, form=form, memory=memory)
+    theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    gradient = gradient_of(lambda theta: theta[0] ** 2)
+    end = integrate(flow, gradient, theta, [0.5], tolerance=1e-6).theta[0]
+    assert end[1] == pytest.approx(2 * math.exp(-0.25), rel=2e-3) and end[0] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(stages=[]), "stages: an empty"),
+        (dict(stages=[Stage(1.0, 0.9)]), "alpha: 1.0"),
+        (dict(lr=0.0), "lr: 0.0"),
+        (dict(lr=math.inf), "lr: inf"),
+        (dict(weight_decay=-1.0), "weight_decay: -1.0"),
+        (dict(weight_decay=50.0), "weight_decay: 50.0 .*2 lr weight_decay < 1"),
+        (dict(eps=math.nan), "eps: nan"),
+        (dict(memory="long"), "memory: 'long'.*matched, rates, paper"),
+        (dict(form="third"), "form: 'third'.*second, slow, first"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Flow(**{**dict(stages=ADAM, lr=0.01), **arguments})
+
+
+def test_the_slow_form_has_no_explicit_derivative():
+    with pytest.raises(ValueError, match="form: 'slow'"):
+        Flow(ADAM, 0.01, form="slow").derivative(0.0, torch.zeros(3, 1), torch.ones(1))

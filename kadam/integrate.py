@@ -39,8 +39,8 @@ OUTCOMES = {
     "stopped": "the function given as stop returned true",
     "diverged": "theta or its gradient is no longer finite, however small the step: is (beta, gamma) outside the stable"
     " region (kadam.stability), the learning rate too large, or the loss undefined there?",
-    "step size underflow": "no step is short enough for this tolerance: does the gradient jump, or is its rounding error"
-    " not small beside sqrt(v) (set eps > 0, use float64, or raise the tolerance)?",
+    "step size underflow": "no step is short enough for this tolerance: does the gradient jump, or is its rounding"
+    " error not small beside sqrt(v) (set eps > 0, use float64, or raise the tolerance)?",
     "evaluation limit": "raise max_evaluations, or the tolerance; near the edge of stability, or where the update"
     " is made of rounding noise (eps = 0), the model needs more gradients than the algorithm itself",
 }
@@ -48,9 +48,10 @@ OUTCOMES = {
 
 ORDERS = range(2, 9)
 NODES: Array = 0.5 - np.cos(np.pi * np.arange(9) / 8) / 2  # Chebyshev points of the unit step, both ends among them
-_GAUSS = tuple(np.polynomial.legendre.leggauss(32))
+_PLACES, _WEIGHTS = (np.asarray(part, dtype=float) for part in np.polynomial.legendre.leggauss(32))
 _HORIZON = 40.0  # exp(-40) is below the rounding error
-_TAIL: Array = np.linalg.inv(np.polynomial.chebyshev.chebvander(2 * NODES - 1, len(NODES) - 1))[-2:]
+# values at the nodes -> Chebyshev coefficients
+_TO_CHEBYSHEV: Array = np.linalg.inv(np.polynomial.chebyshev.chebvander(2 * NODES - 1, len(NODES) - 1))
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,12 @@ def integrate(
 
     Other arguments, which you should not need:
         tolerance: the error allowed in a step, as a share of the way that theta makes in it (root mean squares over
-            all coordinates); steps shorter than lr count as lr. In our benchmarks the error at the end, as a share
-            of the distance travelled, is below the tolerance.
+            all coordinates); steps shorter than lr count as lr. At the end the error, as a share of the distance
+            travelled, is then below the tolerance, unless the trajectory itself enlarges small differences, as it
+            does near the edge of stability.
         order: the highest order, 2 ... 8; lower ones are used where they allow longer steps.
-        step: if given, steps of this length and of this order, without error control. Above order 2 they begin at
-            step / 4096 and double. For an integrand that has kinks at multiples of lr: step = lr, order = 2.
+        step: if given, steps of this length and of this order, without error control; the first few have lower
+            orders. Where the gradient has kinks at the times n lr: step = lr, order = 2.
         max_evaluations: of the gradient; by default 1000 and ten per step of the algorithm.
         on_output: called with each of ``times`` and theta there, which are then not kept: memory does not grow.
         stop: asked with t and theta after every step; where it first says true the run ends.
@@ -134,7 +136,7 @@ def integrate(
         ValueError, TypeError: an argument out of range, named with its value; a gradient that at theta(0) is not
             finite, or not of theta's shape and dtype. What goes wrong later is a named outcome.
     """
-    wanted = _checked(flow, theta, times, tolerance, order, step)
+    wanted = _checked(theta, times, tolerance, order, step, max_evaluations)
     end = float(wanted[-1])
     limit = 1000 + 10 * math.ceil(end / flow.lr) if max_evaluations is None else max_evaluations
     kept: list[Tensor] = []
@@ -198,17 +200,16 @@ def integrate(
     return Solution(wanted[:reached], values, outcome, run.t, run.statistics)
 
 
-def exponential_weights(z: float, points: Array, nodes: Array = NODES) -> Array:
+def exponential_weights(z: float, points: Array) -> Array:
     """W[i, j] = integral over s from 0 to points[i] of exp(-z (points[i] - s)) l_j(s), shape (points, nodes).
 
-    l_j is the Lagrange polynomial of node j, z >= 0. Accurate to rounding for any z: Gauss-Legendre over the part of
-    the interval in which the exponential is not negligible.
+    l_j is the Lagrange polynomial of ``NODES[j]``; z >= 0; points in [0, 1]. Accurate to rounding for any z:
+    Gauss-Legendre over the part of the interval in which the exponential is not negligible.
     """
-    place, weight = _GAUSS
     width = np.minimum(points, _HORIZON / z if z > 0 else math.inf)[:, None]
-    back = width * (1 + place) / 2
-    basis = interpolation(nodes, (points[:, None] - back).ravel()).reshape(*back.shape, len(nodes))
-    result: Array = np.einsum("pq,pqj->pj", width / 2 * weight * np.exp(-z * back), basis)
+    back = width * (1 + _PLACES) / 2
+    basis = np.polynomial.chebyshev.chebvander(2 * (points[:, None] - back) - 1, len(NODES) - 1)
+    result: Array = np.einsum("pq,pqk->pk", width / 2 * _WEIGHTS * np.exp(-z * back), basis) @ _TO_CHEBYSHEV
     return result
 
 
@@ -344,11 +345,11 @@ class _Attempt:
         whatever integral they are given. With it, what the nodes may miss of the integral of u: its last two
         Chebyshev coefficients.
         """
-        place, weight = _GAUSS
-        change = weight / 2 @ interpolation(known, (1 + place) / 2)
-        change[1:] -= weight / 2 @ interpolation(known[1:], (1 + place) / 2)
+        places, weights = (1 + _PLACES) / 2, _WEIGHTS / 2
+        change = weights @ interpolation(known, places)
+        change[1:] -= weights @ interpolation(known[1:], places)
         integral = self._tensor(change) @ gradients
-        missed = (self._tensor(_TAIL) @ self.followed.u).abs().sum(dim=0)
+        missed = (self._tensor(_TO_CHEBYSHEV[-2:]) @ self.followed.u).abs().sum(dim=0)
         return self.step.h * (_rms(integral * self.followed.sensitivity) + _rms(missed))
 
     def _tensor(self, array: Array) -> Tensor:
@@ -393,7 +394,9 @@ def _rms(x: Tensor) -> float:
     return x.square().mean().sqrt().item()
 
 
-def _checked(flow: Flow, theta: Tensor, times: ArrayLike, tolerance: float, order: int, step: float | None) -> Array:
+def _checked(
+    theta: Tensor, times: ArrayLike, tolerance: float, order: int, step: float | None, max_evaluations: int | None
+) -> Array:
     """``times`` as an array; raises for arguments out of range."""
     if not isinstance(theta, Tensor) or theta.dtype not in (torch.float32, torch.float64) or theta.numel() == 0:
         found = f"{theta.dtype}, {tuple(theta.shape)}" if isinstance(theta, Tensor) else repr(theta)
@@ -405,7 +408,7 @@ def _checked(flow: Flow, theta: Tensor, times: ArrayLike, tolerance: float, orde
         raise ValueError(f"times: {times!r} (must increase and be >= 0)")
     if order not in ORDERS:
         raise ValueError(f"order: {order!r} (must be one of {', '.join(map(str, ORDERS))})")
-    for name, value in (("tolerance", tolerance), ("step", flow.lr if step is None else step)):
-        if not 0 < value < math.inf:
+    for name, value in (("tolerance", tolerance), ("step", step), ("max_evaluations", max_evaluations)):
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name}: {value!r} (must be > 0 and finite)")
     return wanted

@@ -141,12 +141,12 @@ def test_the_integrator_solves_the_derivative(k, memory, form):
     assert ours.ok and distance(ours.theta, other) < 3e-8
 
 
-def errors(steps, gradient, theta, **model):
+def errors(steps, gradient, theta, tolerance=1e-7, **model):
     """Largest difference to the algorithm over T = 1, for several numbers of steps."""
     result = []
     for n in steps:
         flow = Flow(lr=1 / n, **model)
-        solution = integrate(flow, gradient, theta, np.arange(n + 1) / n, tolerance=1e-7)
+        solution = integrate(flow, gradient, theta, np.arange(n + 1) / n, tolerance=tolerance)
         assert solution.ok
         result.append(distance(adam(flow, gradient, theta, n), solution.theta))
     return np.array(result)
@@ -169,12 +169,44 @@ def errors(steps, gradient, theta, **model):
     ids=str,
 )
 def test_order_in_the_learning_rate(model, order):
-    first, _, last = errors((100, 200, 400), *logistic(), **model)
+    first, _, last = errors((200, 400, 800), *logistic(far=True), **model)
     assert np.log2(first / last) / 2 == pytest.approx(order, abs=0.35)
 
 
+def test_order_is_lost_where_a_prescribed_gradient_changes_its_sign():
+    """Near the change the update depends on the few gradients that a short memory holds, whatever the learning rate."""
+    theta = torch.zeros(1, dtype=torch.float64)
+
+    def through_zero(theta, t):
+        return torch.full_like(theta, 0.51234 - t)
+
+    def above_zero(theta, t):
+        return torch.full_like(theta, 1.51234 - t)
+
+    crossing, not_crossing = (
+        errors((200, 400, 800), gradient, theta, stages=[Stage(0.8, 0.9)]) for gradient in (through_zero, above_zero)
+    )
+    assert np.log2(crossing[0] / crossing[2]) / 2 < 1.3
+    assert np.log2(not_crossing[0] / not_crossing[2]) / 2 > 1.7
+
+
+def test_no_model_follows_the_chatter_at_a_minimum():
+    """There v fades until the algorithm overshoots at every step."""
+    path = {n: errors([n], *logistic(), tolerance=1e-4, stages=[Stage(0.8, 0.95)])[0] for n in (200, 400)}
+    assert path[400] > 10 * path[200]
+
+
+def test_the_far_problem_has_no_change_of_sign():
+    gradient, theta = logistic(far=True)
+    for flow in (Flow(ADAM, 0.005), Flow([Stage(0.3, 0.5)], 0.005, 1.0), Flow(make_stages((0.9, 0.999), 3), 0.005)):
+        signs = torch.stack([gradient(theta, 0.0).sign() for theta in adam(flow, gradient, theta, 200)])
+        assert (signs == signs[0]).all()
+
+
 def test_matched_memory_is_a_hundred_times_closer():
-    matched, paper = (errors([400], *logistic(), stages=ADAM, memory=memory)[0] for memory in ("matched", "paper"))
+    matched, paper = (
+        errors([400], *logistic(far=True), stages=ADAM, memory=memory)[0] for memory in ("matched", "paper")
+    )
     assert matched < paper / 100
 
 

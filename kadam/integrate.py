@@ -51,7 +51,7 @@ NODES: Array = 0.5 - np.cos(np.pi * np.arange(9) / 8) / 2  # Chebyshev points of
 _PLACES, _WEIGHTS = (np.asarray(part, dtype=float) for part in np.polynomial.legendre.leggauss(32))
 _HORIZON = 40.0  # exp(-40) is below the rounding error
 # values at the nodes -> Chebyshev coefficients
-_TO_CHEBYSHEV: Array = np.linalg.inv(np.polynomial.chebyshev.chebvander(2 * NODES - 1, len(NODES) - 1))
+_TO_CHEBYSHEV: Array = np.asarray(np.linalg.inv(np.polynomial.chebyshev.chebvander(2 * NODES - 1, 8)), dtype=float)
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def draw(axes: plt.Axes, name: str, results: dict[str, list[Point]], adam: int) 
     axes.axvline(adam, color="0.6", lw=1, ls=":")
     axes.text(adam, 0.98, "Adam itself ", transform=axes.get_xaxis_transform(), fontsize=8, color="0.4", rotation=90,
               ha="right", va="top")  # fmt: skip
-    axes.set(xlabel="gradient evaluations", ylabel="error / distance travelled", title=name)
+    axes.set(xlabel="gradient evaluations", ylabel="error / distance travelled", title=name, ylim=(1e-11, 1))
 
 
 def main() -> None:
@@ -223,7 +223,7 @@ def main() -> None:
         lines += block
         if not best / needed["kadam"] >= 5:
             print(f"NOT REACHED on {name}: five times fewer gradient evaluations than the best general solver")
-    axes[0, 0].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     if not given.quick:
         given.out.mkdir(parents=True, exist_ok=True)
         heading = [

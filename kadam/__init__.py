@@ -4,10 +4,10 @@
 continuous time, which ``kadam.integrate`` solves; ``kadam.update`` is the formula itself.
 """
 
-from kadam import flow, integrate, stability
+from kadam import stability
 from kadam._version import VERSION
 from kadam.optimizer import KAdam
 from kadam.stages import SCHEDULES, make_stages
 
 __version__ = VERSION
-__all__ = ["SCHEDULES", "KAdam", "flow", "integrate", "make_stages", "stability"]
+__all__ = ["SCHEDULES", "KAdam", "make_stages", "stability"]

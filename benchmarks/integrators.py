@@ -87,10 +87,7 @@ class General:
         flow, theta = case.flow, case.problem.theta
         self.crude = replace(flow, form="first")
         first = self.gradient(theta, 0.0)
-        state = self.crude.start(theta, first)
-        if not slow:
-            velocity = self.crude.derivative(0.0, state, first)[-1]
-            state = flow.start(theta, first, (self.gradient(theta + flow.lr * velocity, flow.lr) - first) / flow.lr)
+        state = (self.crude if slow else flow).start(theta, first, self.gradient)
         self.rows = range(2, len(state))  # of the position
         size = first.abs().clamp(min=1e-2 * first.square().mean().sqrt().item())
         moments = [size, size**2 * (1 - flow.stages[0].beta)]

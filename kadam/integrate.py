@@ -42,7 +42,8 @@ OUTCOMES = {
     "step size underflow": "no step is short enough for this tolerance: does the gradient jump, or is its rounding"
     " error not small beside sqrt(v) (set eps > 0, use float64, or raise the tolerance)?",
     "evaluation limit": "raise max_evaluations, or the tolerance; near the edge of stability, or where the update"
-    " is made of rounding noise (eps = 0), the model needs more gradients than the algorithm itself",
+    " is made of rounding noise or a coordinate starts at its own minimum (set eps > 0), the model needs more"
+    " gradients than the algorithm itself",
 }
 """The named outcomes, each with advice."""
 
@@ -117,10 +118,12 @@ def integrate(
         times: where the parameter is wanted, increasing, >= 0; step n of the algorithm is at n lr.
 
     Other arguments, which you should not need:
-        tolerance: the error allowed in a step, as a share of the way that theta makes in it (root mean squares over
-            all coordinates); steps shorter than lr count as lr. At the end the error, as a share of the distance
-            travelled, is then below the tolerance, unless the trajectory itself enlarges small differences, as it
-            does near the edge of stability.
+        tolerance: the error allowed in a step, as a share of the way that theta, or u alone, makes in it (root mean
+            squares over all coordinates); steps shorter than lr count as lr. At the end the error, as a share of the
+            length of the path, is then below the tolerance, with two exceptions. Where steps stay shorter than lr, the
+            errors of more of them add up. And the trajectory itself may enlarge small differences, without bound: near
+            the edge of stability, and where a coordinate rests at a minimum while v fades. Steps of about lr and
+            shorter (``Statistics``) tell of both.
         order: the highest order, 2 ... 8; lower ones are used where they allow longer steps.
         step: if given, steps of this length and of this order, without error control; the first few have lower
             orders. Where the gradient has kinks at the times n lr: step = lr, order = 2.
@@ -166,7 +169,7 @@ def integrate(
             left = end - run.t
             if left < 2 * h:  # no tiny last step
                 h = left / math.ceil(left / h - 1e-9)
-            if h < 1e-9 * flow.lr or run.t + h == run.t:
+            if h < 1e-12 * flow.lr or run.t + h == run.t:  # steps of about tolerance lr get over a jump of u
                 outcome = "step size underflow" if finite else "diverged"
                 break
             if run.statistics.evaluations >= limit:
@@ -277,20 +280,15 @@ class _Run:
         if not first.isfinite().all():
             raise ValueError("gradient: not finite at theta(0) (the loss must be differentiable there)")
         self.known, self.gradients = [0.0], [first]
-        slope = None
-        if flow.form == "second":  # it need be right to O(lr) only
-            slow = replace(flow, form="first")
-            velocity = slow.derivative(0.0, slow.start(self.theta, first), first)[-1]
-            slope = (self.evaluate(self.theta + flow.lr * velocity, flow.lr) - first) / flow.lr
-        self.state = flow.start(self.theta, first, slope)
+        self.state = flow.start(self.theta, first, self.evaluate)
 
-    def evaluate(self, theta: Tensor, t: float) -> Tensor:
+    def evaluate(self, flat: Tensor, t: float) -> Tensor:
         self.statistics = replace(self.statistics, evaluations=self.statistics.evaluations + 1)
+        theta = flat.view(self.shape)
         with torch.enable_grad():
-            found = self.gradient(theta.view(self.shape), t)
-        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (self.shape, theta.dtype):
-            what = f"{found.dtype}, {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
-            raise TypeError(f"gradient: returned {what} (must be like theta: {theta.dtype}, {tuple(self.shape)})")
+            found = self.gradient(theta, t)
+        if _kind(found) != _kind(theta):
+            raise TypeError(f"gradient: returned {_kind(found)} (must be like theta: {_kind(theta)})")
         return found.detach().clone().flatten()  # the caller may use its buffer again
 
     def attempt(self, h: float, count: int) -> _Attempt | None:
@@ -334,9 +332,10 @@ class _Attempt:
 
     def allowed(self, tolerance: float) -> float:
         """The error of theta that the step may make, root mean square."""
-        theta, shortness = self.followed.theta, max(1.0, self.step.flow.lr / self.step.h)
+        theta, h = self.followed.theta, self.step.h
+        way = max(_rms(theta[-1] - theta[0]), h * _rms(self.followed.u[-1]))  # theta may be at rest
         rounding = 10 * torch.finfo(theta.dtype).eps * _rms(theta[-1])  # is not to be resolved
-        return tolerance * shortness * _rms(theta[-1] - theta[0]) + rounding
+        return tolerance * way * max(1.0, self.step.flow.lr / h) + rounding
 
     def error(self, known: Array, gradients: Tensor) -> float:
         """The error of theta, root mean square, if the step used all these gradients but the oldest.
@@ -394,19 +393,28 @@ def _rms(x: Tensor) -> float:
     return x.square().mean().sqrt().item()
 
 
+def _kind(x: object) -> str:
+    """What must agree between theta and its gradient, in words."""
+    return f"{x.dtype}, {tuple(x.shape)}, {x.device}" if isinstance(x, Tensor) else repr(x)
+
+
 def _checked(
     theta: Tensor, times: ArrayLike, tolerance: float, order: int, step: float | None, max_evaluations: int | None
 ) -> Array:
     """``times`` as an array; raises for arguments out of range."""
     if not isinstance(theta, Tensor) or theta.dtype not in (torch.float32, torch.float64) or theta.numel() == 0:
-        found = f"{theta.dtype}, {tuple(theta.shape)}" if isinstance(theta, Tensor) else repr(theta)
-        raise TypeError(f"theta: {found} (must be a tensor of float32 or float64, not empty)")
-    wanted = np.array(times, dtype=float)
+        raise TypeError(f"theta: {_kind(theta)} (must be a tensor of float32 or float64, not empty)")
+    if not theta.isfinite().all():
+        raise ValueError("theta: not finite")
+    try:
+        wanted = np.array(times, dtype=float)
+    except (TypeError, ValueError):
+        wanted = np.array(math.nan)
     if wanted.ndim != 1 or len(wanted) == 0 or not np.isfinite(wanted).all():
         raise ValueError(f"times: {times!r} (must be a sequence of finite numbers)")
     if wanted[0] < 0 or np.any(np.diff(wanted) <= 0):
         raise ValueError(f"times: {times!r} (must increase and be >= 0)")
-    if order not in ORDERS:
+    if not isinstance(order, int) or order not in ORDERS:
         raise ValueError(f"order: {order!r} (must be one of {', '.join(map(str, ORDERS))})")
     for name, value in (("tolerance", tolerance), ("step", step), ("max_evaluations", max_evaluations)):
         if value is not None and not 0 < value < math.inf:

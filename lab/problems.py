@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -110,15 +110,38 @@ def blended(gradients: Sequence[Gradient], lr: float) -> Gradient:
     return gradient
 
 
-def algorithm(flow: Flow, problem: Problem, steps: int) -> Tensor:
-    """The discrete trajectory that ``flow`` models, shape (steps + 1, size)."""
+def walk(flow: Flow, problem: Problem, steps: int) -> Iterator[tuple[Tensor, Sequence[Moments]]]:
+    """Parameter and moments of the algorithm that ``flow`` models, after 0, 1, ..., ``steps`` steps."""
     theta = problem.theta
-    moments = [Moments(torch.zeros_like(theta), torch.zeros_like(theta))] * len(flow.stages)
-    path = [theta]
+    moments: Sequence[Moments] = [Moments(torch.zeros_like(theta), torch.zeros_like(theta))] * len(flow.stages)
+    yield theta, moments
     for n in range(1, steps + 1):
         theta, moments = flow.step(theta, moments, problem.gradient(theta, (n - 1) * flow.lr), n)
-        path.append(theta)
-    return torch.stack(path)
+        yield theta, moments
+
+
+def algorithm(flow: Flow, problem: Problem, steps: int) -> Tensor:
+    """The discrete trajectory that ``flow`` models, shape (steps + 1, size)."""
+    return torch.stack([theta for theta, _ in walk(flow, problem, steps)])
+
+
+def sharpness(problem: Problem, theta: Tensor, scale: Tensor, products: int = 30) -> float:
+    """The eigenvalue, largest in modulus, of the Hessian at ``theta`` divided by the diagonal ``scale``.
+
+    By power iteration on the symmetric scale^-1/2 H scale^-1/2; products with H are central differences of the
+    gradient at t = 0, two each. Entries of ``scale`` are > 0; an infinite one takes its coordinate out.
+    """
+    root = scale.sqrt()
+    x = torch.randn(theta.shape, generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
+    value = 0.0
+    for _ in range(products):
+        x = x / x.norm()
+        direction = x / root
+        small = 1e-4 / direction.norm()
+        ahead, behind = (problem.gradient(theta + way * direction, 0.0) for way in (small, -small))
+        product = (ahead - behind) / (2 * small) / root
+        value, x = (x @ product).item(), product
+    return value
 
 
 def error_over_distance(path: Tensor, other: Tensor) -> Tensor:

@@ -1,43 +1,20 @@
-"""A small smooth problem, and Adam on it, for the tests of flow and integrate."""
+"""The small smooth problem of the tests of flow and integrate, and Adam on it, without what they do not need."""
 
-from __future__ import annotations
-
-import torch
-from torch.nn import functional as F
-
-from kadam.flow import Flow, gradient_of
-from kadam.update import Moments
+from kadam.flow import Flow
+from lab import problems
 
 
-def logistic(dtype=torch.float64, far=False):
-    """Five-dimensional logistic regression on 100 points: gradient(theta, t) and theta(0).
+def logistic(far=False):
+    """Five-dimensional logistic regression: gradient(theta, t) and theta(0), which is 0.
 
     With ``far``, theta(0) is so far from the minimum that in T = 1 no coordinate of the gradient changes its sign.
     """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(100, 5, generator=generator, dtype=torch.float64)
-    noise = torch.randn(100, generator=generator, dtype=torch.float64)
-    y = (x @ torch.randn(5, generator=generator, dtype=torch.float64) + noise > 0).double()
-
-    def loss(theta):
-        return F.binary_cross_entropy_with_logits(x.to(theta) @ theta, y.to(theta))
-
-    theta = torch.zeros(5, dtype=torch.float64)
-    if far:
-        for _ in range(10):  # Newton
-            theta -= torch.linalg.solve(torch.func.hessian(loss)(theta), torch.func.grad(loss)(theta))
-        theta += torch.tensor([2.0, -2.0, 2.0, -2.0, 2.0])
-    return gradient_of(loss), theta.to(dtype)
+    return problems.logistic(away=2.0 if far else 0.0)[:2]
 
 
 def adam(flow: Flow, gradient, theta, steps):
     """The discrete trajectory, shape (steps + 1, *theta.shape)."""
-    moments = [Moments(torch.zeros_like(theta), torch.zeros_like(theta))] * len(flow.stages)
-    path = [theta]
-    for n in range(1, steps + 1):
-        theta, moments = flow.step(theta, moments, gradient(theta, (n - 1) * flow.lr), n)
-        path.append(theta)
-    return torch.stack(path)
+    return problems.algorithm(flow, problems.Problem(gradient, theta, []), steps)
 
 
 def distance(path, other):

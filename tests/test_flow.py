@@ -64,6 +64,17 @@ def test_no_memory_is_the_input_itself(memory):
     assert mass_of(0.0, 0.0, 0.1, memory) == mass_of(0.3, 0.0, 0.1, memory) == 1
 
 
+@pytest.mark.parametrize(
+    "alpha", [0.0, 0.5, 0.9995, math.nextafter(1, 0), torch.tensor([0.0, 0.9], dtype=torch.float64)]
+)
+def test_after_infinitely_many_steps_no_bias_is_left(alpha):
+    """What ``Flow.respond`` relies on: its moments are corrected before they go to ``update.output``."""
+    assert bool(torch.as_tensor(update.bias_correction(alpha, math.inf) == 1).all())
+    m, v = torch.tensor([3.0, 0.0], dtype=torch.float64), torch.tensor([4.0, 0.0], dtype=torch.float64)
+    found = update.output(update.Moments(m, v), math.inf, Stage(alpha, alpha), 1.0)
+    assert found.tolist() == [1.0, 0.0]
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("s", [0.3, 7.0, 300.0])
 def test_position_solves_the_equation_it_names(weight_decay, s):
@@ -77,16 +88,6 @@ def test_position_solves_the_equation_it_names(weight_decay, s):
     assert transfer["second"] == pytest.approx(1 / (lr / 2 * s**2 + s + weight_decay))
     # theta' = f - (lr/2) f' with f = u - weight_decay theta
     assert transfer["slow"] == pytest.approx((1 - lr / 2 * s) / (s + weight_decay * (1 - lr / 2 * s)))
-
-
-def start_of(flow, gradient, theta):
-    """The state at 0 with the slope of the gradient along the trajectory to O(lr), and without."""
-    first = gradient(theta, 0.0)
-    plain = flow.start(theta, first)
-    crude = replace(flow, form="first")
-    velocity = crude.derivative(0.0, crude.start(theta, first), first)[-1]
-    slope = (gradient(theta + 1e-4 * velocity, 0.0) - first) / 1e-4
-    return flow.start(theta, first, slope), plain
 
 
 @pytest.mark.parametrize("memory", ["matched", "rates"])
@@ -103,17 +104,31 @@ def test_the_second_form_starts_on_the_slow_manifold():
     off = []
     for lr in (0.02, 0.01):
         flow = Flow(ADAM, lr, weight_decay=0.3)
-        with_slope, without = start_of(flow, gradient, theta)
+        first = gradient(theta, 0.0)
+        with_slope, without = flow.start(theta, first, gradient), flow.start(theta, first)
         rows = list(flow.position_rows)
         for state in (with_slope, without):
             torch.testing.assert_close(state[rows].sum(0), theta)
-        first = gradient(theta, 0.0)
         velocities = [flow.derivative(0.0, state, first)[rows].sum(0) for state in (with_slope, without)]
         later = integrate(replace(flow, form="slow"), gradient, theta, [1e-4 * lr, 2e-4 * lr], tolerance=1e-9).theta
         slow = (-3 * theta + 4 * later[0] - later[1]) / (2e-4 * lr)
         off.append([distance(velocity, slow) for velocity in velocities])
     assert 3 < off[0][0] / off[1][0] < 5  # O(lr^2)
     assert 1.5 < off[0][1] / off[1][1] < 2.7  # O(lr): what the slope is for
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("size", [0.0, 1e-300, 1e-12, 1e-6, 1e-3])
+def test_a_gradient_that_starts_from_nearly_nothing(k, size):
+    """There u turns within the first step, at any rate; a start along its derivative would be thrown far off."""
+    lr, theta = 0.005, torch.zeros(2, dtype=torch.float64)
+
+    def gradient(x, t):
+        return torch.stack([torch.tanh(x[0] - 2), torch.full_like(x[1], size + t)])
+
+    flow = Flow(make_stages((0.9, 0.999), k), lr, 0.1)
+    solution = integrate(flow, gradient, theta, np.arange(101) * lr, tolerance=1e-5)
+    assert solution.ok and distance(solution.theta, adam(flow, gradient, theta, 100)) < lr
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -124,17 +139,13 @@ def test_the_integrator_solves_the_derivative(k, memory, form):
     gradient, theta = logistic()
     flow = Flow(make_stages((0.9, 0.99), k), 0.02, 0.2, memory=memory, form=form)
     times = np.linspace(0, 0.6, 7)
-    first = gradient(theta, 0.0)
-    velocity = replace(flow, form="first")
-    velocity = velocity.derivative(0.0, velocity.start(theta, first), first)[-1]
-    slope = (gradient(theta + flow.lr * velocity, 0.0) - first) / flow.lr
     rows = list(flow.position_rows)
 
     def derivative(t, y):
         state = torch.from_numpy(y).view(flow.rows, 5)
         return flow.derivative(t, state, gradient(state[rows].sum(0), t)).flatten().numpy()
 
-    start = flow.start(theta, first, slope).flatten().numpy()
+    start = flow.start(theta, gradient(theta, 0.0), gradient).flatten().numpy()
     other = solve_ivp(derivative, (0, 0.6), start, "DOP853", times, rtol=1e-10, atol=1e-12).y
     other = torch.from_numpy(other.T.copy()).view(7, flow.rows, 5)[:, rows].sum(1)
     ours = integrate(flow, gradient, theta, times, tolerance=1e-7)
@@ -243,12 +254,16 @@ def test_a_coordinate_without_gradient_only_decays(form, memory):
     ("arguments", "message"),
     [
         (dict(stages=[]), "stages: an empty"),
+        (dict(stages=(0.9, 0.999)), r"stages: \(0.9, 0.999\) .*pairs"),
+        (dict(stages=[("a", 0.9)]), "stages: .*pairs"),
         (dict(stages=[Stage(1.0, 0.9)]), "alpha: 1.0"),
         (dict(lr=0.0), "lr: 0.0"),
         (dict(lr=math.inf), "lr: inf"),
         (dict(weight_decay=-1.0), "weight_decay: -1.0"),
+        (dict(weight_decay=math.inf, form="first"), "weight_decay: inf"),
         (dict(weight_decay=50.0), "weight_decay: 50.0 .*2 lr weight_decay < 1"),
         (dict(eps=math.nan), "eps: nan"),
+        (dict(eps=math.inf), "eps: inf"),
         (dict(memory="long"), "memory: 'long'.*matched, rates, paper"),
         (dict(form="third"), "form: 'third'.*second, slow, first"),
     ],

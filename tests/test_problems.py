@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from kadam.flow import Flow, gradient_of
+from kadam.update import Stage
 from lab.models import Transformer
-from lab.problems import blended, logistic, of_model, transformer
+from lab.problems import Problem, algorithm, blended, logistic, of_model, sharpness, transformer, walk
 from lab.training import cross_entropy
 
 
@@ -38,3 +40,17 @@ def test_away_from_the_minimum():
     problem = logistic(away=2.0)
     minimum = problem.theta - 2.0 * (-1.0) ** torch.arange(5)
     assert problem.gradient(minimum, 0.0).abs().max() < 1e-12
+
+
+def test_sharpness_is_an_eigenvalue():
+    matrix = torch.tensor([[3.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 1e6]], dtype=torch.float64)
+    problem = Problem(gradient_of(lambda theta: theta @ matrix @ theta / 2), torch.ones(3, dtype=torch.float64), [])
+    scale = torch.tensor([1.0, 4.0, torch.inf], dtype=torch.float64)  # the third coordinate is out
+    expected = torch.linalg.eigvals(matrix[:2, :2] / scale[:2, None]).real.max()
+    assert sharpness(problem, problem.theta, scale) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_walk_is_the_algorithm():
+    problem, flow = logistic(), Flow([Stage(0.9, 0.99)], 0.01)
+    path = [theta for theta, _ in walk(flow, problem, 3)]
+    assert len(path) == 4 and torch.equal(torch.stack(path), algorithm(flow, problem, 3))

@@ -10,9 +10,9 @@ import torch
 from kadam.flow import Flow
 from kadam.integrate import integrate
 from kadam.stages import make_stages
-from kadam.update import Stage
+from kadam.update import Stage, denominator
 from lab.experiments import uses
-from lab.problems import Problem, algorithm, error_over_distance, transformer
+from lab.problems import Problem, algorithm, error_over_distance, sharpness, transformer, walk
 
 
 @uses("words")
@@ -53,6 +53,23 @@ def tracking(
         "evaluations": solution.statistics.evaluations,
         "outcome": solution.outcome,
     }
+
+
+@uses("words")
+def edge(seed: int, steps: int, lr: float, points: int = 5, width: int = 16, layers: int = 1,
+         eps: float = 1e-8) -> dict[str, Any]:  # fmt: skip
+    """Sharpness along the full-batch Adam run of ``tracking``: lr times the largest eigenvalue of Hessian over sqrt(v).
+
+    Returns ``sharpness`` after the steps ``at``, ``points`` of them evenly spaced, the last is ``steps``.
+    """
+    problem, stage = transformer(seed, width, layers, blocks=32), Stage(0.9, 0.999)
+    at = np.linspace(0, steps, points + 1).round().astype(int)[1:]
+    found = [
+        lr * sharpness(problem, theta, denominator(moments[0].v, n, stage.beta, eps))
+        for n, (theta, moments) in enumerate(walk(Flow([stage], lr, eps=eps), problem, steps))
+        if n in at
+    ]
+    return {"at": at, "sharpness": np.array(found)}
 
 
 def distance_to_flow(problem: Problem, flow: Flow, steps: int, tolerance: float = 1e-7) -> float:

@@ -104,8 +104,7 @@ def mass_of(t: float | Tensor, alpha: float, lr: float, memory: str = "matched")
 
     1 - alpha exp(-rate t), where exp(-rate t) is alpha^n for ``matched``; for ``paper`` 1 - alpha^(n+1).
     """
-    rate = (1 - alpha) / alpha if memory == "rates" and alpha > 0 else 1.0
-    base = math.exp(-rate) if memory == "rates" else alpha
+    base = math.exp((alpha - 1) / alpha) if memory == "rates" and alpha > 0 else alpha
     return 1 - alpha * base ** (t / lr)
 
 

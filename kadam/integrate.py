@@ -12,7 +12,9 @@ The polynomial is that of an exponential Adams method, with steps and order chos
 2. evaluate: the gradient there, the step's only one;
 3. correct: through that one as well, and follow again.
 
-With a fixed step h the error is O(h^order); ``tests/test_integrate.py`` measures it.
+With a fixed step h the error is O(h^order); ``tests/test_integrate.py`` measures it. Not so in the slow form, where
+theta takes up a part of the gradient at once (``kadam.flow``): there a gradient at the predicted point, which is not
+evaluated again, leaves an error of the prediction's order, and high orders gain little.
 
 Sources: exponential Adams methods are reviewed in Hochbruck & Ostermann, "Exponential integrators", Acta Numerica 2010;
 choosing the order by comparing neighbours goes back to Gear, and to Shampine & Gordon, 1975.
@@ -275,7 +277,7 @@ class _Run:
     def __init__(self, flow: Flow, gradient: Gradient, theta: Tensor) -> None:
         self.flow, self.gradient, self.shape = flow, gradient, theta.shape
         self.statistics = Statistics()
-        self.t, self.theta = 0.0, theta.detach().flatten()
+        self.t, self.theta = 0.0, theta.detach().clone().flatten()  # the caller's may change
         first = self.evaluate(self.theta, 0.0)
         if not first.isfinite().all():
             raise ValueError("gradient: not finite at theta(0) (the loss must be differentiable there)")

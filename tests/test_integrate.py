@@ -244,6 +244,14 @@ def test_no_time_at_all():
     assert solution.ok and solution.t == 0 and torch.equal(solution.theta[0], theta)
 
 
+def test_outputs_are_not_the_callers_start():
+    gradient, theta = logistic()
+    given = []
+    integrate(Flow(ADAM, 0.001), gradient, theta, [0.0], on_output=lambda t, x: given.append(x))
+    theta += 1
+    assert (given[0] == 0).all()
+
+
 def test_a_scalar_and_a_strided_parameter():
     scalar = integrate(Flow(ADAM, 0.01), gradient_of(torch.cosh), torch.tensor(1.0, requires_grad=True), [0.2])
     assert scalar.theta.shape == (1,) and not scalar.theta.requires_grad and scalar.theta[0] < 0.9

@@ -16,8 +16,10 @@ rates      (1 - alpha) / alpha       0                   1 - alpha      mean lag
 paper      (1 - alpha) / alpha       0                   0              mean lag, once the start is forgotten
 =========  ========================  ==================  =============  =======================================
 
-with phi = -alpha ln(alpha) / (1 - alpha). ``form`` says how the parameter theta follows the update u (``position_of``),
-with f = u - weight_decay theta:
+with phi = -alpha ln(alpha) / (1 - alpha). From the zero mass of ``paper`` a cascade of three stages and more starts too
+singularly for ``kadam.integrate``, which then says "step size underflow".
+
+``form`` says how the parameter theta follows the update u (``position_of``), with f = u - weight_decay theta:
 
 =========  ==================================  ===============================================================
 name       equation                            what it is

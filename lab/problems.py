@@ -125,7 +125,7 @@ def algorithm(flow: Flow, problem: Problem, steps: int) -> Tensor:
     return torch.stack([theta for theta, _ in walk(flow, problem, steps)])
 
 
-def sharpness(problem: Problem, theta: Tensor, scale: Tensor, products: int = 30) -> float:
+def sharpness(problem: Problem, theta: Tensor, scale: Tensor, products: int = 20) -> float:
     """The eigenvalue, largest in modulus, of the Hessian at ``theta`` divided by the diagonal ``scale``.
 
     By power iteration on the symmetric scale^-1/2 H scale^-1/2; products with H are central differences of the

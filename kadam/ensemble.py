@@ -184,7 +184,7 @@ def train(
         keep_params: return the parameters, a copy for every member.
         chunk: number of members that are trained together, all steps through, before the next ones. Bounds the
             memory; by default what keeps the state in a CPU's cache, or within a gigabyte on other devices.
-        progress: called now and then with the share of the work that is done, 1.0 at the end.
+        progress: called now and then with the share of the work that is done.
         randomness: for a loss that draws random numbers, ``"same"`` or ``"different"`` for the members, as in ``vmap``.
 
     A member whose loss is not finite, or whose parameters or moments would not be after the step, has diverged: it
@@ -196,34 +196,28 @@ def train(
     for name, value in {"steps": steps, "every": every, "chunk": 1 if chunk is None else chunk}.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: {value!r} (must be an integer >= 1)")
-    rows = _hyperparameters(members)
+    if not members:
+        raise ValueError("members: none (must be at least one)")
     seeds = [member.get("seed", 0) for member in members]
     layout = _Layout(init(seeds[0]))
     gradient = vmap(
         grad_and_value(lambda theta, batch: loss(layout.named(theta), batch)), (0, in_dims), randomness=randomness
     )
     at = np.arange(every, steps + 1, every)
-    diverged_at = np.zeros(len(rows), np.int64)
+    diverged_at = np.zeros(len(members), np.int64)
     observed: dict[str, NDArray[Any]] = {}
-    last = layout.empty(len(rows)) if keep_params else None
+    last = torch.empty(len(members) if keep_params else 0, layout.size, dtype=layout.dtype, device=layout.device)
+    done = 0
 
     def leave(who: Tensor, theta: Tensor, step: int) -> None:
         diverged_at[who.cpu().numpy()] = step
-        if last is not None:
+        if keep_params:
             last[who] = theta
 
-    def record(who: Tensor, seen: dict[str, Tensor], column: int) -> None:
-        for name, value in seen.items():
-            array = value.to("cpu", torch.promote_types(value.dtype, torch.float32)).numpy()
-            if name not in observed:
-                observed[name] = np.full((len(rows), len(at), *array.shape[1:]), np.nan, array.dtype)
-            observed[name][who.cpu().numpy(), column] = array
-
-    for start, chosen in _chunks(rows, chunk, layout):
-        first = {seed: layout.row(init(seed)) for seed in {seeds[i] for i in chosen}}
-        who = torch.tensor(chosen, device=layout.device)
-        theta = torch.stack([first[seeds[i]] for i in chosen])
-        hyper = layout.hyper([rows[i] for i in chosen])
+    for who, hyper in _chunks(_hyperparameters(members), layout, chunk):
+        count, chosen = len(who), [seeds[i] for i in who.tolist()]
+        rows = {seed: layout.row(init(seed)) for seed in set(chosen)}
+        theta = torch.stack([rows[seed] for seed in chosen])
         moments = [Moments(torch.zeros_like(theta), torch.zeros_like(theta)) for _ in _named(hyper)[0]]
         for step in range(1, steps + 1):
             grads, losses = gradient(theta, None if batches is None else batches(step, who))
@@ -233,19 +227,25 @@ def train(
             fine = _finite(losses, moved, new)
             if not fine.all():
                 leave(who[~fine], theta[~fine], step)
-                who, hyper, losses, grads, moved = (tensor[fine] for tensor in (who, hyper, losses, grads, moved))
+                who, hyper, losses, grads, moved = (x[fine] for x in (who, hyper, losses, grads, moved))
                 new = [Moments(m[fine], v[fine]) for m, v in new]
             if len(who) == 0:
                 break
             theta, moments = moved, new
             if observe and step % every == 0:
-                record(who, _seen(observe, layout, step, hyper, losses, theta, grads, moments), step // every - 1)
+                seen = _look(observe, layout, step, hyper, losses, theta, grads, moments)
+                for name, tensor in seen.items():
+                    array = tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32)).numpy()
+                    if name not in observed:
+                        observed[name] = np.full((len(members), len(at), *array.shape[1:]), np.nan, array.dtype)
+                    observed[name][who.cpu().numpy(), step // every - 1] = array
             if progress is not None and step % max(1, steps // 100) == 0:
-                progress((start + len(chosen) * step / steps) / len(rows))
+                progress((done + count * step / steps) / len(members))
         leave(who, theta, 0)
-    if progress is not None:
-        progress(1.0)
-    return Runs(diverged_at, observed, at, None if last is None else layout.named(last))
+        done += count
+    for name in observe or {}:
+        observed.setdefault(name, np.full((len(members), len(at)), np.nan))  # nobody got as far
+    return Runs(diverged_at, observed, at, layout.named(last) if keep_params else None)
 
 
 class _Layout:
@@ -258,6 +258,7 @@ class _Layout:
         if len(kinds) != 1 or not next(iter(kinds))[0].is_floating_point:
             raise TypeError(f"init: parameters of {kinds or 'no kind'} (must be of one floating dtype, on one device)")
         ((self.dtype, self.device),) = kinds
+        self.size = sum(self.sizes)
 
     def row(self, params: Params) -> Tensor:
         """The row of one member's parameters, (P,)."""
@@ -274,34 +275,12 @@ class _Layout:
             for part, (name, shape) in zip(parts, self.shapes.items(), strict=True)
         }
 
-    def empty(self, count: int) -> Tensor:
-        return torch.empty(count, sum(self.sizes), dtype=self.dtype, device=self.device)
-
-    def hyper(self, rows: list[list[float]]) -> Tensor:
-        """The members' numbers, (E, 3 + 2k, 1), in the dtype and on the device of the parameters."""
-        return torch.tensor(rows, dtype=torch.float64).to(self.device, self.dtype).unsqueeze(-1)
-
-    def default_chunk(self, k: int) -> int:
-        budget = CACHE if self.device.type == "cpu" else CUDA_MEMORY
-        return max(1, budget // (sum(self.sizes) * self.dtype.itemsize * (2 + 2 * k)))
-
-
-def _chunks(rows: list[list[float]], chunk: int | None, layout: _Layout) -> Iterator[tuple[int, list[int]]]:
-    """Positions of members with equally many stages, up to ``chunk`` at a time, and how many came before them."""
-    done = 0
-    for length in sorted({len(row) for row in rows}):
-        alike = [i for i, row in enumerate(rows) if len(row) == length]
-        size = chunk or layout.default_chunk((length - 3) // 2)
-        for start in range(0, len(alike), size):
-            yield done, alike[start : start + size]
-            done += len(alike[start : start + size])
-
 
 def _hyperparameters(members: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Of every member lr, weight_decay, eps, and (gamma, beta) of each stage, checked as ``KAdam`` checks them."""
-    defaults = {**KAdam([torch.zeros(())]).defaults, "seed": 0}
     known = ("lr", "betas", "eps", "weight_decay", "k", "schedule", "seed")
-    rows = []
+    defaults = KAdam([torch.zeros(())]).defaults
+    found = []
     for i, member in enumerate(members):
         group = {**defaults, **member}
         try:
@@ -312,8 +291,24 @@ def _hyperparameters(members: Sequence[Mapping[str, Any]]) -> list[list[float]]:
             raise type(error)(f"members[{i}]: {error}") from None
         stages = make_stages(group["betas"], group["k"], group["schedule"])
         numbers = [group["lr"], group["weight_decay"], group["eps"], *(rate for stage in stages for rate in stage)]
-        rows.append([float(number) for number in numbers])
-    return rows
+        found.append([float(number) for number in numbers])
+    return found
+
+
+def _chunks(rows: list[list[float]], layout: _Layout, chunk: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Members with equally many stages, some at a time: their positions, (E,), and their numbers, (E, 3 + 2k, 1)."""
+    groups = []
+    for length in sorted({len(row) for row in rows}):
+        who = [i for i, row in enumerate(rows) if len(row) == length]
+        hyper = torch.tensor([rows[i] for i in who], dtype=torch.float64).to(layout.device, layout.dtype)
+        if len(lost := (hyper[:, 3:] >= 1).any(1).nonzero()):
+            i = who[int(lost[0])]
+            raise ValueError(f"members[{i}]: decay rates {rows[i][3:]} (one of them is 1 in {layout.dtype})")
+        groups.append((torch.tensor(who, device=layout.device), hyper.unsqueeze(-1)))
+    for positions, numbers in groups:
+        state = layout.size * layout.dtype.itemsize * (numbers.shape[1] - 1)  # parameters, gradient, moments
+        size = chunk or max(1, (CACHE if layout.device.type == "cpu" else CUDA_MEMORY) // state)
+        yield from zip(torch.split(positions, size), torch.split(numbers, size), strict=True)
 
 
 def _named(hyper: Tensor) -> tuple[list[Stage], Tensor, Tensor, Tensor]:
@@ -330,17 +325,17 @@ def _finite(losses: Tensor, theta: Tensor, moments: list[Moments]) -> Tensor:
     return fine if fine.all() else losses.isfinite() & torch.stack([s.isfinite().all(1) for s in states]).all(0)
 
 
-def _seen(
+def _look(
     observe: Mapping[str, Callable[[Member], Tensor]], layout: _Layout, step: int, hyper: Tensor, *rest: Any
 ) -> dict[str, Tensor]:
     """What the observers say of every member, (E, ...) each."""
 
-    def look(hyper: Tensor, loss: Tensor, theta: Tensor, grad: Tensor, moments: list[Moments]) -> dict[str, Tensor]:
+    def one(hyper: Tensor, loss: Tensor, theta: Tensor, grad: Tensor, moments: list[Moments]) -> dict[str, Tensor]:
         stages, _, _, eps = _named(hyper)
         member = Member(
             loss, theta, grad, moments, lambda: -update.output(moments[-1], step, stages[-1], eps), layout.named
         )
         return {name: function(member) for name, function in observe.items()}
 
-    seen: dict[str, Tensor] = vmap(look)(hyper, *rest)
+    seen: dict[str, Tensor] = vmap(one)(hyper, *rest)
     return seen

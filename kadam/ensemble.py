@@ -81,6 +81,9 @@ class Member:
         return self._update().abs().amax()
 
 
+Observer = Callable[[Member], Tensor]
+
+
 @dataclass(frozen=True)
 class Runs:
     """What ``train`` returns; the members come first everywhere, in the order in which they were given.
@@ -156,7 +159,7 @@ def train(
     members: Sequence[Mapping[str, Any]],
     batches: Batches | None,
     steps: int,
-    observe: Mapping[str, Callable[[Member], Tensor]] | None = None,
+    observe: Mapping[str, Observer] | None = None,
     every: int = 1,
     *,
     in_dims: Any = None,
@@ -325,9 +328,7 @@ def _finite(losses: Tensor, theta: Tensor, moments: list[Moments]) -> Tensor:
     return fine if fine.all() else losses.isfinite() & torch.stack([s.isfinite().all(1) for s in states]).all(0)
 
 
-def _look(
-    observe: Mapping[str, Callable[[Member], Tensor]], layout: _Layout, step: int, hyper: Tensor, *rest: Any
-) -> dict[str, Tensor]:
+def _look(observe: Mapping[str, Observer], layout: _Layout, step: int, hyper: Tensor, *rest: Any) -> dict[str, Tensor]:
     """What the observers say of every member, (E, ...) each."""
 
     def one(hyper: Tensor, loss: Tensor, theta: Tensor, grad: Tensor, moments: list[Moments]) -> dict[str, Tensor]:

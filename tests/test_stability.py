@@ -193,7 +193,7 @@ def test_describe_takes_the_last_stage():
 @pytest.mark.parametrize(
     ("betas", "bound", "words"),
     [
-        ((0.99, 0.95), np.inf, 
+        ((0.99, 0.95), np.inf,
          r"outside the stable region, C = -0\.03243\. The bound on an update grows as e\^\(0\.0156 n\): "
          r"10\^0\.3 at step 100, 10\^67\.1 at 10,000\. So does an update whose gradient"),
         ((0.9, 0.81), np.inf, r"outside .*grows as the square root of n: 10\^0\.4 at step 100, 10\^1\.4 at 10,000\."),

@@ -16,10 +16,10 @@ to the parameters' dtype (in float32 beta to 3e-8, which is much beside a small 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,44 +41,26 @@ CACHE, CUDA_MEMORY = 2**22, 2**30
 """Bytes that the state of a chunk of members may take by default, on a CPU and on other devices."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """What an observer sees of one member, after a step: tensors without the dimension of the members.
+class Member(NamedTuple):
+    """What an observer sees of one member after a step; no tensor has the dimension of the members.
 
     Attributes:
         loss: the loss whose gradient the step took, (), at the parameters before it.
+        params: the parameters after it.
+        grads: the gradients of ``loss``.
+        updates: u = -output of the last stage; beside weight decay the step was lr u.
+        moments: (m, v) of every stage after the step.
     """
 
     loss: Tensor
-    _flat: Tensor
-    _grad: Tensor
-    _moments: list[Moments]
-    _update: Callable[[], Tensor]
-    _unflatten: Callable[[Tensor], Params]
-
-    @cached_property
-    def params(self) -> Params:
-        """The parameters after the step."""
-        return self._unflatten(self._flat)
-
-    @cached_property
-    def grads(self) -> Params:
-        """The gradients of ``loss``."""
-        return self._unflatten(self._grad)
-
-    @cached_property
-    def updates(self) -> Params:
-        """The update u = -output of the last stage: beside weight decay the step was lr u."""
-        return self._unflatten(self._update())
-
-    @cached_property
-    def moments(self) -> list[tuple[Params, Params]]:
-        """(m, v) of every stage after the step."""
-        return [(self._unflatten(m), self._unflatten(v)) for m, v in self._moments]
+    params: Params
+    grads: Params
+    updates: Params
+    moments: list[tuple[Params, Params]]
 
     def largest_update(self) -> Tensor:
         """max |u| over all coordinates of all parameters."""
-        return self._update().abs().amax()
+        return torch.stack([u.abs().amax() for u in self.updates.values()]).amax()
 
 
 Observer = Callable[[Member], Tensor]
@@ -206,6 +188,7 @@ def train(
     gradient = vmap(
         grad_and_value(lambda theta, batch: loss(layout.named(theta), batch)), (0, in_dims), randomness=randomness
     )
+    look = vmap(lambda member: {name: function(member) for name, function in (observe or {}).items()})
     at = np.arange(every, steps + 1, every)
     diverged_at = np.zeros(len(members), np.int64)
     observed: dict[str, NDArray[Any]] = {}
@@ -230,14 +213,17 @@ def train(
             fine = _finite(losses, moved, new)
             if not fine.all():
                 leave(who[~fine], theta[~fine], step)
-                who, hyper, losses, grads, moved = (x[fine] for x in (who, hyper, losses, grads, moved))
-                new = [Moments(m[fine], v[fine]) for m, v in new]
+                who, losses, grads, moved = (x[fine] for x in (who, losses, grads, moved))
+                hyper, new = hyper[:, fine], [Moments(m[fine], v[fine]) for m, v in new]
             if len(who) == 0:
                 break
             theta, moments = moved, new
             if observe and step % every == 0:
-                seen = _look(observe, layout, step, hyper, losses, theta, grads, moments)
-                for name, tensor in seen.items():
+                stages, _, _, eps = _named(hyper)
+                u = -update.output(moments[-1], step, stages[-1], eps)
+                of_stages = [(layout.named(m), layout.named(v)) for m, v in moments]
+                all_of_them = Member(losses, layout.named(theta), layout.named(grads), layout.named(u), of_stages)
+                for name, tensor in look(all_of_them).items():
                     array = tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32)).numpy()
                     if name not in observed:
                         observed[name] = np.full((len(members), len(at), *array.shape[1:]), np.nan, array.dtype)
@@ -282,7 +268,7 @@ class _Layout:
 def _hyperparameters(members: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Of every member lr, weight_decay, eps, and (gamma, beta) of each stage, checked as ``KAdam`` checks them."""
     known = ("lr", "betas", "eps", "weight_decay", "k", "schedule", "seed")
-    defaults = KAdam([torch.zeros(())]).defaults
+    defaults = {name: argument.default for name, argument in inspect.signature(KAdam).parameters.items()}
     found = []
     for i, member in enumerate(members):
         group = {**defaults, **member}
@@ -299,7 +285,7 @@ def _hyperparameters(members: Sequence[Mapping[str, Any]]) -> list[list[float]]:
 
 
 def _chunks(rows: list[list[float]], layout: _Layout, chunk: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Members with equally many stages, some at a time: their positions, (E,), and their numbers, (E, 3 + 2k, 1)."""
+    """Members with equally many stages, some at a time: their positions, (E,), and their numbers, (3 + 2k, E, 1)."""
     groups = []
     for length in sorted({len(row) for row in rows}):
         who = [i for i, row in enumerate(rows) if len(row) == length]
@@ -307,16 +293,16 @@ def _chunks(rows: list[list[float]], layout: _Layout, chunk: int | None) -> Iter
         if len(lost := (hyper[:, 3:] >= 1).any(1).nonzero()):
             i = who[int(lost[0])]
             raise ValueError(f"members[{i}]: decay rates {rows[i][3:]} (one of them is 1 in {layout.dtype})")
-        groups.append((torch.tensor(who, device=layout.device), hyper.unsqueeze(-1)))
+        groups.append((torch.tensor(who, device=layout.device), hyper.T.contiguous().unsqueeze(-1)))
     for positions, numbers in groups:
-        state = layout.size * layout.dtype.itemsize * (numbers.shape[1] - 1)  # parameters, gradient, moments
+        state = layout.size * layout.dtype.itemsize * (len(numbers) - 1)  # parameters, gradient, moments
         size = chunk or max(1, (CACHE if layout.device.type == "cpu" else CUDA_MEMORY) // state)
-        yield from zip(torch.split(positions, size), torch.split(numbers, size), strict=True)
+        yield from zip(torch.split(positions, size), torch.split(numbers, size, dim=1), strict=True)
 
 
 def _named(hyper: Tensor) -> tuple[list[Stage], Tensor, Tensor, Tensor]:
-    """The stages, lr, weight_decay and eps of the members, tensors (E, 1); of one member, (1,)."""
-    lr, weight_decay, eps, *rates = hyper.unbind(-2)
+    """The stages, lr, weight_decay and eps of the members, tensors (E, 1)."""
+    lr, weight_decay, eps, *rates = hyper.unbind()
     return [Stage(*pair) for pair in zip(rates[::2], rates[1::2], strict=True)], lr, weight_decay, eps
 
 
@@ -324,19 +310,5 @@ def _finite(losses: Tensor, theta: Tensor, moments: list[Moments]) -> Tensor:
     """Which members have a finite loss, parameters and moments; (E,), bool."""
     # v is infinite wherever m is; a sum is cheap, and finite only if every term is: where it is not, look closer
     states = [theta, *(v for _, v in moments)]
-    fine = (losses + torch.stack([state.sum(1) for state in states]).sum(0)).isfinite()
+    fine = sum((state.sum(1) for state in states), losses).isfinite()
     return fine if fine.all() else losses.isfinite() & torch.stack([s.isfinite().all(1) for s in states]).all(0)
-
-
-def _look(observe: Mapping[str, Observer], layout: _Layout, step: int, hyper: Tensor, *rest: Any) -> dict[str, Tensor]:
-    """What the observers say of every member, (E, ...) each."""
-
-    def one(hyper: Tensor, loss: Tensor, theta: Tensor, grad: Tensor, moments: list[Moments]) -> dict[str, Tensor]:
-        stages, _, _, eps = _named(hyper)
-        member = Member(
-            loss, theta, grad, moments, lambda: -update.output(moments[-1], step, stages[-1], eps), layout.named
-        )
-        return {name: function(member) for name, function in observe.items()}
-
-    seen: dict[str, Tensor] = vmap(one)(hyper, *rest)
-    return seen

@@ -11,7 +11,8 @@ whose hyperparameters broadcast, move them, so that the cost of Python and of to
     runs.outcome[0]  # "finished", or "diverged at step 17"
 
 Results are those of single runs of ``kadam.KAdam`` but for rounding: sums run in another order, and rates are rounded
-to the parameters' dtype (in float32 beta to 3e-8, which is much beside a small 1 - beta).
+to the parameters' dtype (in float32 beta to 3e-8, which is much beside a small 1 - beta). Unlike KAdam, it does not
+warn of rates outside the stable region: a map of it has many.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def train(
         keep_params: return the parameters, a copy for every member.
         chunk: number of members that are trained together, all steps through, before the next ones. Bounds the
             memory; by default what keeps the state in a CPU's cache, or within a gigabyte on other devices.
-        progress: called now and then with the share of the work that is done.
+        progress: called now and then with the share of the work that is done, at last with 1.0.
         randomness: for a loss that draws random numbers, ``"same"`` or ``"different"`` for the members, as in ``vmap``.
 
     A member whose loss is not finite, or whose parameters or moments would not be after the step, has diverged: it
@@ -232,6 +233,8 @@ def train(
                 progress((done + count * step / steps) / len(members))
         leave(who, theta, 0)
         done += count
+        if progress is not None:
+            progress(done / len(members))
     for name in observe or {}:
         observed.setdefault(name, np.full((len(members), len(at)), np.nan))  # nobody got as far
     return Runs(diverged_at, observed, at, layout.named(last) if keep_params else None)

@@ -18,6 +18,7 @@ warn of rates outside the stable region: a map of it has many.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ Loss = Callable[[Params, Any], Tensor]
 Initialiser = Callable[[int], Params]
 Batches = Callable[[int, Tensor], Any]
 
-CACHE, CUDA_MEMORY = 2**22, 2**30
+CACHE, CUDA_MEMORY = 2**23, 2**30
 """Bytes that the state of a chunk of members may take by default, on a CPU and on other devices."""
 
 
@@ -299,7 +300,8 @@ def _chunks(rows: list[list[float]], layout: _Layout, chunk: int | None) -> Iter
         groups.append((torch.tensor(who, device=layout.device), hyper.T.contiguous().unsqueeze(-1)))
     for positions, numbers in groups:
         state = layout.size * layout.dtype.itemsize * (len(numbers) - 1)  # parameters, gradient, moments
-        size = chunk or max(1, (CACHE if layout.device.type == "cpu" else CUDA_MEMORY) // state)
+        most = chunk or max(1, (CACHE if layout.device.type == "cpu" else CUDA_MEMORY) // state)
+        size = math.ceil(len(positions) / math.ceil(len(positions) / most))  # chunks of nearly equal size
         yield from zip(torch.split(positions, size), torch.split(numbers, size, dim=1), strict=True)
 
 

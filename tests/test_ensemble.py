@@ -168,13 +168,24 @@ def test_members_that_diverge_are_frozen_and_labelled_and_leave_the_others_alone
     ],
 )
 def test_what_is_not_finite_is_not_taken(loss, first):
+    called = []
     runs = ensemble.train(
-        loss, lambda seed: {"theta": torch.full((2,), first)}, [{}], None, 5, {"loss": lambda member: member.loss},
-        keep_params=True,
+        loss, lambda seed: {"theta": torch.full((2,), first)}, [{}], lambda step, who: called.append(step), 5,
+        {"loss": lambda member: member.loss}, keep_params=True,
     )  # fmt: skip
     assert runs.outcome == ["diverged at step 1"]
     assert runs.params["theta"].tolist() == [[first, first]]
     assert np.isnan(runs.observed["loss"]).all() and runs.observed["loss"].shape == (1, 5)
+    assert called == [1]  # with nobody left there is nothing to do
+
+
+def test_parameters_that_would_overflow_are_not_taken():
+    runs = ensemble.train(
+        lambda params, batch: params["theta"].sum(), lambda seed: {"theta": torch.ones(1)},
+        [dict(lr=2e38, betas=(0.0, 0.9), weight_decay=0.0, k=1)], None, 5, keep_params=True,
+    )  # fmt: skip
+    assert runs.outcome == ["diverged at step 2"]
+    assert runs.params["theta"].item() == pytest.approx(-2e38)
 
 
 def test_a_sum_that_overflows_is_no_divergence():

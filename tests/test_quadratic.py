@@ -49,15 +49,29 @@ def test_the_trend_is_taken_over_the_last_steps_that_were_taken():
     n = np.arange(50)
     grows, shrinks = np.exp(0.03 * n), np.exp(-0.5 * n)
     grows[:20] = 77.0
-    stopped = np.where(n < 30, np.exp(0.2 * n), np.nan)  # diverged at step 31
+    stopped = np.where(n < 30, np.exp(0.2 * n), np.nan)  # diverged at step 31; the window begins at 20
+    stopped[20] = 1e9
     early = np.where(n < 4, np.exp(-0.1 * n), np.nan)
     zero = np.zeros(50)
     found = quadratic._judged(np.stack([grows, shrinks, stopped, early, zero]), np.array([0, 0, 31, 5, 0]), 10)
-    np.testing.assert_allclose(found["slope"], [0.03, -0.5, 0.2, -0.1, np.nan], atol=1e-12)
-    np.testing.assert_allclose(found["largest_update"], [77.0, 1.0, np.exp(0.2 * 29), 1.0, 0.0])
-    np.testing.assert_allclose(found["largest_last"], [np.exp(1.47), np.exp(-20), np.exp(5.8), 1.0, 0.0])
+    stopped_slope = np.polyfit(n[20:30], np.log(stopped[20:30]), 1)[0]
+    np.testing.assert_allclose(found["slope"], [0.03, -0.5, stopped_slope, -0.1, np.nan], atol=1e-12)
+    np.testing.assert_allclose(found["largest_update"], [77.0, 1.0, 1e9, 1.0, 0.0])
+    np.testing.assert_allclose(found["largest_last"], [np.exp(1.47), np.exp(-20), 1e9, 1.0, 0.0])
+
+
+def test_growth_is_a_doubling_over_the_window():
+    u = np.exp(np.outer([0.0692, 0.0694, -1.0], np.arange(30)))
+    assert quadratic._judged(u, np.zeros(3, int), 10)["update_grows"].tolist() == [False, True, False]
 
 
 def test_an_impossible_window_is_named():
     with pytest.raises(ValueError, match="window: 1 "):
         quadratic.quadratic_map([0.9], [0.9], [1e-3], 10.0, steps=10, window=1)
+
+
+def test_a_run_that_overflows_has_diverged():
+    found = quadratic.quadratic_map([0.9], [0.9], [1e200], 10.0, steps=20, window=5)
+    assert found["diverged_at"].item() == 2
+    assert found["final_loss"].item() == np.inf and found["loss_diverges"].item()
+    assert np.isfinite(found["largest_update"]).all()

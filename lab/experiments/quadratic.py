@@ -70,13 +70,12 @@ def quadratic_map(
     initial = loss({"theta": start}, None).item()
     return {
         **result,
-        "update_grows": result["slope"] * window >= DOUBLING,
         "initial_loss": initial,
         "loss_diverges": result["final_loss"] > initial,
     }
 
 
-def _judged(u: NDArray[np.float64], diverged_at: NDArray[np.int64], window: int) -> dict[str, NDArray[np.float64]]:
+def _judged(u: NDArray[np.float64], diverged_at: NDArray[np.int64], window: int) -> dict[str, NDArray[Any]]:
     """The largest update, that of the last window and the trend there, from max |u_n|, (runs, steps)."""
     taken = np.where(diverged_at > 0, diverged_at - 1, u.shape[1])
     columns = taken[:, None] - window + np.arange(window)
@@ -93,4 +92,5 @@ def _judged(u: NDArray[np.float64], diverged_at: NDArray[np.int64], window: int)
         "largest_update": np.fmax.reduce(u, axis=1),
         "largest_last": np.fmax.reduce(last, axis=1),
         "slope": slope,
+        "update_grows": slope * window >= DOUBLING,
     }

@@ -5,7 +5,8 @@
 Two problems: a map of Adam on a quadratic of 10 dimensions, 100 x 100 values of (beta, gamma) x 3 learning rates, with
 and without a look at every update; and a small perceptron in 256 members, each with its own seed and order of the
 data. A round times the ensemble and then some single runs with each of torch's implementations; a figure is the median
-of the rounds' ratios, with their range. That both arrive at the same parameters is checked. Writes ensemble.json and
+of the rounds' ratios, with their range. That both arrive at the same parameters is checked over
+30 steps. Writes ensemble.json and
 ensemble.md.
 """
 
@@ -37,8 +38,8 @@ SEEN: dict[str, ensemble.Observer] = {"u": ensemble.Member.largest_update}
 class Problem:
     """Members, how an ensemble trains them and how one of them is trained alone."""
 
-    def __init__(self, members: list[dict[str, Any]], steps: int, tolerance: float) -> None:
-        self.members, self.steps, self.tolerance = members, steps, tolerance
+    def __init__(self, members: list[dict[str, Any]], steps: int) -> None:
+        self.members, self.steps = members, steps
 
     def arguments(self) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -64,12 +65,15 @@ class Problem:
             optimizer.step()
         return time.perf_counter() - begin, params
 
-    def check(self, runs: ensemble.Runs, i: int, params: list[nn.Parameter]) -> None:
+    def check(self, i: int, steps: int, tolerance: float = 1e-3) -> None:
+        """Whether member i is the same run in both after a few steps; later ones of a converged run are chaotic."""
+        all_steps, self.steps = self.steps, steps
+        runs, params = self.together({})[1], self.alone(i, {})[1]
+        self.steps = all_steps
         assert runs.params is not None
         for ours, theirs in zip(runs.params.values(), params, strict=True):
-            assert runs.diverged_at[i] == 0 and theirs.isfinite().all()
             distance = (ours[i] - theirs).abs().max().item()
-            assert distance < self.tolerance, f"member {i} is off by {distance:.2g}: not the same run"
+            assert distance < tolerance, f"member {i} is off by {distance:.2g}: not the same run"
 
 
 class Quadratic(Problem):
@@ -78,7 +82,7 @@ class Quadratic(Problem):
         super().__init__([
             dict(lr=lr, betas=(gamma, beta), weight_decay=0.0, k=1)
             for lr in (1e-3, 1e-2, 1e-1) for beta in rates for gamma in rates
-        ], steps, 1e-3)  # fmt: skip
+        ], steps)  # fmt: skip
         self.matrix = hessian(100.0, 10, 0)
         self.first = torch.randn(10, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -99,7 +103,7 @@ class Perceptron(Problem):
         super().__init__([
             dict(lr=1e-3, betas=(float(gamma), 0.999), weight_decay=0.0, k=1, seed=i)
             for i, gamma in enumerate(gammas)
-        ], steps, 0.05)  # fmt: skip
+        ], steps)  # fmt: skip
         generator = torch.Generator().manual_seed(0)
         self.width = width
         self.x, self.y = torch.randn(4000, 40, generator=generator), torch.randint(10, (4000,), generator=generator)
@@ -128,22 +132,19 @@ class Perceptron(Problem):
 def compare(problem: Problem, rounds: int, singles: int) -> dict[str, Any]:
     """Seconds of all members together, and of one alone, per round; members for the latter are taken evenly."""
     count = len(problem.members)
+    taken = [(2 * j + 1) * count // (2 * singles) for j in range(singles)]
+    for i in taken[:: max(1, singles // 3)]:  # and whatever is done once
+        problem.check(i, min(30, problem.steps))
     seconds: dict[str, list[float]] = {"together": [], "with a look at every update": []}
     ratios: dict[str, list[float]] = {name: [] for name in ADAMS}
-    for adam in ADAMS.values():  # whatever is done once
-        problem.alone(0, adam)
     for i in range(rounds):
         order = ({}, SEEN) if i % 2 else (SEEN, {})
         for observe in order:
             duration, runs = problem.together(observe)
+            assert not runs.diverged_at.any(), "a timed run was cut short"
             seconds["with a look at every update" if observe else "together"].append(duration)
         for name, adam in ADAMS.items():
-            alone = []
-            for j in range(singles):
-                member = (2 * j + 1) * count // (2 * singles)
-                duration, params = problem.alone(member, adam)
-                alone.append(duration)
-                problem.check(runs, member, params)
+            alone = [problem.alone(member, adam)[0] for member in taken]
             seconds.setdefault(f"alone, {name}", []).append(statistics.mean(alone))
             ratios[name].append(statistics.mean(alone) / (seconds["together"][-1] / count))
         print(f"  round {i + 1}: together {seconds['together'][-1]:.2f} s,",

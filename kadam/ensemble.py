@@ -39,8 +39,9 @@ Loss = Callable[[Params, Any], Tensor]
 Initialiser = Callable[[int], Params]
 Batches = Callable[[int, Tensor], Any]
 
-CACHE, CUDA_MEMORY = 2**23, 2**30
-"""Bytes that the state of a chunk of members may take by default, on a CPU and on other devices."""
+CACHE, CUDA_MEMORY = 2**22, 2**30
+"""Bytes that the state of a chunk of members takes by default, on a CPU and on other devices; at most four times as many
+where that makes up to 256 members."""
 
 
 class Member(NamedTuple):
@@ -300,7 +301,9 @@ def _chunks(rows: list[list[float]], layout: _Layout, chunk: int | None) -> Iter
         groups.append((torch.tensor(who, device=layout.device), hyper.T.contiguous().unsqueeze(-1)))
     for positions, numbers in groups:
         state = layout.size * layout.dtype.itemsize * (len(numbers) - 1)  # parameters, gradient, moments
-        most = chunk or max(1, (CACHE if layout.device.type == "cpu" else CUDA_MEMORY) // state)
+        budget = CACHE if layout.device.type == "cpu" else CUDA_MEMORY
+        # calling torch takes about a millisecond a step, however many members share it
+        most = chunk or max(1, budget // state, min(256, 4 * budget // state))
         size = math.ceil(len(positions) / math.ceil(len(positions) / most))  # chunks of nearly equal size
         yield from zip(torch.split(positions, size), torch.split(numbers, size, dim=1), strict=True)
 

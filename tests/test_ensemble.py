@@ -204,16 +204,15 @@ def test_chunks_bound_the_number_of_members_trained_together():
     assert shares == sorted(shares) and shares[-1] == 1 and len(shares) == len(sizes) + 4
 
 
-def test_the_default_chunk_follows_the_size_of_the_state():
-    for size in (10, 10**5):
-        sizes = []
-        ensemble.train(
-            lambda params, batch: (params["theta"] ** 2).sum(), lambda seed, size=size: {"theta": torch.ones(size)},
-            [dict(k=1)] * 100, lambda step, who, sizes=sizes: sizes.append(len(who)), 1,
-        )  # fmt: skip
-        assert sum(sizes) == 100
-        assert max(sizes) * size * 4 * 4 <= ensemble.CACHE
-        assert len(sizes) == 1 if size == 10 else len(sizes) > 1
+@pytest.mark.parametrize(
+    ("size", "count", "chunks"), [(10, 30_000, 2), (2000, 300, 2), (10**5, 100, 10), (10**7, 2, 2)]
+)
+def test_the_default_chunk_follows_the_size_of_the_state(size, count, chunks):
+    layout = ensemble._Layout({"theta": torch.empty(size)})
+    numbers = [[1e-3, 0.0, 1e-8, 0.9, 0.99]] * count
+    sizes = [len(who) for who, _ in ensemble._chunks(numbers, layout, None)]
+    assert sum(sizes) == count and len(sizes) == chunks and max(sizes) - min(sizes) <= 1
+    assert max(sizes) == 1 or max(sizes) * 4 * 4 * size <= (4 if max(sizes) <= 256 else 1) * ensemble.CACHE
 
 
 def test_initial_parameters_are_those_of_the_seed_and_the_generator_stays():

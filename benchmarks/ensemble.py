@@ -5,8 +5,7 @@
 Two problems: a map of Adam on a quadratic of 10 dimensions, 100 x 100 values of (beta, gamma) x 3 learning rates, with
 and without a look at every update; and a small perceptron in 256 members, each with its own seed and order of the
 data. A round times the ensemble and then some single runs with each of torch's implementations; a figure is the median
-of the rounds' ratios, with their range. That both arrive at the same parameters is checked over
-30 steps. Writes ensemble.json and
+of the rounds' ratios, with their range. That both are the same runs is checked over 30 steps. Writes ensemble.json and
 ensemble.md.
 """
 

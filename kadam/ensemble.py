@@ -40,7 +40,7 @@ Initialiser = Callable[[int], Params]
 Batches = Callable[[int, Tensor], Any]
 
 CACHE, CUDA_MEMORY = 2**22, 2**30
-"""Bytes that the state of a chunk of members takes by default, on a CPU and on other devices; at most four times as many
+"""Bytes that the state of a chunk of members takes by default, on a CPU and on other devices; up to four times as many
 where that makes up to 256 members."""
 
 

@@ -1,6 +1,6 @@
 """Time of a run in an ensemble against that of a run alone, through torch.optim.Adam, in one interleaved measurement.
 
-    python benchmarks/ensemble.py [--quick] [--out results/benchmarks]
+    python benchmarks/ensemble.py [--quick] [--rounds 5] [--out results/benchmarks]
 
 Two problems: a map of Adam on a quadratic of 10 dimensions, 100 x 100 values of (beta, gamma) x 3 learning rates, with
 and without a look at every update; and a small perceptron in 256 members, each with its own seed and order of the
@@ -173,7 +173,8 @@ def table(title: str, result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the map's members, one round")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the map's members")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "benchmarks")
     options = parser.parse_args()
     quick = options.quick
@@ -184,7 +185,7 @@ def main() -> None:
     results, parts = {}, []
     for name, (problem, singles) in problems.items():
         print(name, flush=True)
-        results[name] = compare(problem, 1 if quick else 5, singles)
+        results[name] = compare(problem, options.rounds, singles)
         parts.append(table(name, results[name]))
     about = {"torch": torch.__version__, "python": platform.python_version(), "commit": commit(),
              "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "quick": quick}  # fmt: skip

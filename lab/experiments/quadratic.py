@@ -41,7 +41,8 @@ def quadratic_map(
         ``update_grows``: that trend is to double it, or more, over a ``window``.
         ``final_loss``: after the last step, infinite for a run that diverged.
         ``loss_diverges``: it is above ``initial_loss``, a number.
-    A run that diverged is judged by the last ``window`` steps that it took.
+    A run that diverged is judged by the last ``window`` steps that it took. The trend alone is no sign of instability:
+    updates that had all but vanished also grow when a run begins to oscillate; ``largest_last`` tells the two apart.
     """
     if not 2 <= window <= steps:
         raise ValueError(f"window: {window} (must lie between 2 and the number of steps, {steps})")

@@ -483,7 +483,7 @@ def _warn_if_unstable(groups: list[dict[str, Any]]) -> None:
     pairs = {tuple(float(torch.as_tensor(rate).detach()) for rate in stage) for stage in stages}
     found = []
     for gamma, beta in sorted(pairs):
-        c = 2 / gamma - 1 / beta - 1 if gamma and beta else (math.inf if gamma == 0 else -math.inf)
+        c = float(stability.coefficient(beta, gamma))
         if c < 0:
             digits = stability.log_exact_bound([100, 10_000], beta=beta, gamma=gamma) / math.log(10)
             found.append(

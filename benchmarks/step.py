@@ -3,9 +3,10 @@
     python benchmarks/step.py [--quick] [--device cuda] [--out results/benchmarks]
 
 Beside every timed step of an arm, before or after it in turns, one of fused AdamW is timed; an arm's figure is the
-median of the ratios of these pairs, with the range of its middle half. A second fused AdamW is the control. The
-bandwidth is that of an in-place multiplication, measured in the same run: a step of k stages has to move (3 + 4k)
-words an element. Every timed step is checked to have moved every parameter, to finite values. Writes
+median of the ratios of these pairs, with the range of its middle half. Where the tensors lie in memory makes a
+difference of some ten per cent, so both are made anew several times, each first in turns. A second fused AdamW is
+the control. The bandwidth is that of an in-place multiplication, measured in the same run: a step of k stages has to
+move (3 + 4k) words an element. Every timed step is checked to have moved every parameter, to finite values. Writes
 step-<device>.json and step-<device>.md.
 """
 
@@ -29,6 +30,7 @@ from lab.files import ROOT
 from lab.provenance import commit
 
 KS = (1, 2, 4, 10)
+PLACEMENTS = 4
 
 
 def transformer(vocabulary: int, context: int, layers: int, width: int) -> list[tuple[int, ...]]:
@@ -100,10 +102,13 @@ def built(step: Callable[[], float], yes: bool) -> Callable[[], float]:
     return run
 
 
+def fused_adamw(params: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, fused=True)
+
+
 def compare(shapes: list[Any], device: str, rounds: int, kernel: bool) -> dict[str, Any]:
     """Median seconds of fused AdamW, and per implementation and k its time over that of AdamW."""
     elements = sum(torch.Size(shape).numel() for shape in shapes)
-    adamw = Arm(lambda params: torch.optim.AdamW(params, fused=True), shapes, device)
     base: list[float] = []
     rows = []
     kinds: dict[str, dict[str, Any]] = {
@@ -114,31 +119,33 @@ def compare(shapes: list[Any], device: str, rounds: int, kernel: bool) -> dict[s
     if device == "cpu":
         kinds = {"default": {}, **({"built": {}} if kernel else {}), **{n: kinds[n] for n in ("foreach", "loop")}}
     makers: dict[tuple[int, str], Callable[[list[Tensor]], torch.optim.Optimizer]]
-    makers = {(1, "AdamW again"): lambda params: torch.optim.AdamW(params, fused=True)}
+    makers = {(1, "AdamW again"): fused_adamw}
     for k in KS:
         for name, arguments in kinds.items():
             makers[k, name] = functools.partial(KAdam, k=k, **arguments)
     for (k, name), make in makers.items():
-        arm = Arm(make, shapes, device)
-        step = built(arm.step, name == "built") if device == "cpu" else arm.step
         ratios, seconds = [], []
-        slow = name in ("foreach", "loop")
-        for i in range(2 + (max(3, rounds // 5) if slow else rounds)):
-            # in turns: the second of a pair is slower by some per cent, whatever it is
-            if i % 2:
-                reference, own = adamw.step(), step()
-            else:
-                own, reference = step(), adamw.step()
-            if i >= 2:  # states are made and caches filled
-                base.append(reference)
-                seconds.append(own)
-                ratios.append(own / reference)
+        for placement in range(PLACEMENTS):
+            order = [fused_adamw, make][:: -1 if placement % 2 else 1]
+            made = [Arm(maker, shapes, device) for maker in order][:: -1 if placement % 2 else 1]
+            adamw, arm = made[0].step, made[1].step
+            step = built(arm, name == "built") if device == "cpu" else arm
+            for i in range(2 + max(2, rounds // (5 if name in ("foreach", "loop") else 1) // PLACEMENTS)):
+                # in turns: the second of a pair is slower by some per cent, whatever it is
+                if i % 2:
+                    reference, own = adamw(), step()
+                else:
+                    own, reference = step(), adamw()
+                if i >= 2:  # states are made and caches filled
+                    base.append(reference)
+                    seconds.append(own)
+                    ratios.append(own / reference)
+            del made, adamw, arm, step
         low, middle, high = statistics.quantiles(ratios, n=4)
         rows.append({"k": k, "implementation": name, "ratio": middle, "quartiles": [low, high],
                      "seconds": statistics.median(seconds), "rounds": len(ratios),
                      "bytes": 4 * (3 + 4 * k) * elements})  # fmt: skip
         print(f"  k = {k:2d} {name:8s} {middle:7.2f} [{low:.2f}, {high:.2f}]", flush=True)
-        del arm, step
     return {"tensors": len(shapes), "elements": elements, "adamw_seconds": statistics.median(base), "rows": rows}
 
 

@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 8192;
+constexpr int64_t kBlock = 16384;
 
 struct Stage {
   double gamma, beta, correction, root_correction;
@@ -21,18 +21,22 @@ struct Span { // a piece of one tensor
   int64_t start, size;
 };
 
-template <typename T>
-void advance(T* __restrict x, T* __restrict m, T* __restrict v, int64_t size, const Stage& stage, T eps) {
+// in: the stage's input, which may be where its output goes; kNear: gamma > 1/2
+template <typename T, bool kNear>
+void advance(const T* in, T sign, T* out, T* __restrict m, T* __restrict v, int64_t size, const Stage& stage, T eps) {
   // m from the nearer end, as torch.lerp: exact at gamma = 0
-  const bool near = stage.gamma > 0.5;
-  const T gamma = near ? stage.gamma - 1 : stage.gamma, beta = stage.beta, beta_rest = 1 - stage.beta;
-  const T correction = stage.correction, root_correction = stage.root_correction;
+  const T gamma = kNear ? stage.gamma - 1 : stage.gamma, beta = stage.beta, beta_rest = 1 - stage.beta;
+  const T correction = 1 / stage.correction, root_correction = 1 / stage.root_correction;
+#pragma omp simd
   for (int64_t j = 0; j < size; ++j) {
-    m[j] = (near ? m[j] : x[j]) - gamma * (x[j] - m[j]);
-    v[j] = beta * v[j] + beta_rest * x[j] * x[j];
-    const T root = std::sqrt(v[j]) / root_correction + eps;
+    const T x = sign * in[j];
+    const T new_m = (kNear ? m[j] : x) - gamma * (x - m[j]);
+    const T new_v = beta * v[j] + beta_rest * x * x;
+    m[j] = new_m;
+    v[j] = new_v;
+    const T root = std::sqrt(new_v) * root_correction + eps;
     // a second moment of zero has update zero
-    x[j] = root == 0 ? T(0) : m[j] / correction / root;
+    out[j] = root == 0 ? T(0) : new_m * correction / root;
   }
 }
 
@@ -53,13 +57,13 @@ void run(
       const auto [i, start, size] = spans[s];
       const T* grad = grads[i].const_data_ptr<T>() + start;
       T* param = params[i].mutable_data_ptr<T>() + start;
-      for (int64_t j = 0; j < size; ++j) x[j] = sign * grad[j];
       for (size_t stage = 0; stage < k; ++stage) {
         const double gamma = gammas[stage], beta = betas[stage];
         const Stage numbers{gamma, beta, 1 - std::pow(gamma, steps[i]), std::sqrt(1 - std::pow(beta, steps[i]))};
         T* m = moments[(2 * stage) * count + i].mutable_data_ptr<T>() + start;
         T* v = moments[(2 * stage + 1) * count + i].mutable_data_ptr<T>() + start;
-        advance<T>(x, m, v, size, numbers, eps);
+        const auto stage_advance = gamma > 0.5 ? advance<T, true> : advance<T, false>;
+        stage_advance(stage == 0 ? grad : x, stage == 0 ? sign : T(1), x, m, v, size, numbers, eps);
       }
       for (int64_t j = 0; j < size; ++j) param[j] = decay * param[j] - rate * x[j];
     }

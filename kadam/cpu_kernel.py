@@ -1,6 +1,6 @@
 """A C++ kernel for k >= 2 on a CPU, which has to be built: opt in by ``kadam.cpu_kernel.build()``.
 
-It takes every block of 8,192 elements through all stages while the processor has it in its cache. What it gains over
+It takes every block of 16,384 elements through all stages while the processor has it in its cache. What it gains over
 the default, and what it costs to build, is in ``results/benchmarks/step-cpu.md``.
 """
 

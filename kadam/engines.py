@@ -58,6 +58,11 @@ class Work:
             self, params=columns[0], grads=columns[1], firsts=columns[2::2], seconds=columns[3::2], steps=steps
         )
 
+    def pick(self, chosen: list[int]) -> Work:
+        """The same step for the parameters of these indices."""
+        columns = [[column[i] for i in chosen] for column in self.columns()]
+        return self.part(columns, [self.steps[i] for i in chosen])
+
     def by_kind(self) -> Iterator[Work]:
         """Parts whose tensors agree in device and dtypes."""
         if self.uniform:
@@ -67,8 +72,7 @@ class Work:
         for i, (param, grad, m) in enumerate(zip(self.params, self.grads, self.firsts[0], strict=True)):
             kinds.setdefault((param.device, param.dtype, grad.dtype, m.dtype), []).append(i)
         for chosen in kinds.values():
-            columns = [[column[i] for i in chosen] for column in self.columns()]
-            yield self.part(columns, [self.steps[i] for i in chosen])
+            yield self.pick(chosen)
 
 
 def loop(work: Work) -> None:
@@ -165,12 +169,11 @@ def by_layout(work: Work) -> tuple[Work | None, Work | None]:
     for i, row in enumerate(zip(*columns, strict=True)):
         same = all(tensor.stride() == row[0].stride() for tensor in row)
         (dense if same and _without_gaps(row[0]) else others).append(i)
-    flat = [[column[i].as_strided((column[i].numel(),), (1,)) for i in dense] for column in columns]
-    rest = [[column[i] for i in others] for column in columns]
-    return (
-        work.part(flat, [work.steps[i] for i in dense]) if dense else None,
-        work.part(rest, [work.steps[i] for i in others]) if others else None,
-    )
+    if not dense:
+        return None, work
+    kept = work.pick(dense)
+    flat = [[tensor.as_strided((tensor.numel(),), (1,)) for tensor in column] for column in kept.columns()]
+    return work.part(flat, kept.steps), work.pick(others) if others else None
 
 
 def _without_gaps(tensor: Tensor) -> bool:

@@ -125,14 +125,13 @@ def fused(work: Work, grad_scale: Tensor | None = None, found_inf: Tensor | None
 
 def _by_alignment(work: Work) -> list[tuple[Work, bool]]:
     """The tensors that lend themselves to accesses of 16 bytes, and the others."""
-    columns = work.columns()
-    even = [all(x.data_ptr() % 16 == 0 for x in row) and row[0].numel() % 16 == 0 for row in zip(*columns, strict=True)]
+    rows = zip(*work.columns(), strict=True)
+    even = [all(x.data_ptr() % 16 == 0 for x in row) and row[0].numel() % 16 == 0 for row in rows]
     parts = []
     for wanted in (True, False):
         chosen = [i for i, found in enumerate(even) if found is wanted and work.params[i].numel() > 0]
         if chosen:
-            part = work.part([[column[i] for i in chosen] for column in columns], [work.steps[i] for i in chosen])
-            parts.append((part, wanted))
+            parts.append((work.pick(chosen), wanted))
     return parts
 
 

@@ -13,7 +13,7 @@ needs_compiler = pytest.mark.skipif(
     not (shutil.which("ninja") and (shutil.which("c++") or shutil.which("g++"))) or " " in sys.prefix,
     reason="needs a C++ compiler and ninja, and torch's extension builder a path without a space",
 )
-SHAPES = [(3, 5), (8192,), (2 * 8192 + 3,), (1,), (0,), ()]  # the kernel's block has 8,192 elements
+SHAPES = [(3, 5), (16384,), (2 * 16384 + 3,), (1,), (0,), ()]  # the kernel's block has 16,384 elements
 
 
 def stepped(dtype, **arguments):

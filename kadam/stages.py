@@ -17,10 +17,12 @@ All four give alpha itself at k = 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from kadam.update import Number, Stage
 
@@ -49,6 +51,18 @@ def make_stages(betas: Betas, k: int, schedule: str = "inverse_exp") -> list[Sta
         TypeError: ``betas`` is neither a pair of numbers nor a sequence of such pairs.
         ValueError: ``k``, ``schedule`` or a rate is out of range, or there are explicit pairs but not k.
     """
+    plain = type(betas) is tuple and {*map(type, betas)} == {float} and (type(k), type(schedule)) == (int, str)
+    if plain and not is_compiling():  # the compiler traces past a cache, and warns
+        return list(_stages_of_floats(betas, k, schedule))
+    return _stages(betas, k, schedule)
+
+
+@lru_cache  # every step asks for them, and checking takes as long as stepping a small tensor
+def _stages_of_floats(betas: Any, k: int, schedule: str) -> list[Stage]:
+    return _stages(betas, k, schedule)
+
+
+def _stages(betas: Any, k: int, schedule: str) -> list[Stage]:
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ValueError(f"Invalid k: {k!r} (the number of stages must be an integer >= 1)")
     if not isinstance(schedule, str) or schedule not in SCHEDULES:

@@ -1,13 +1,13 @@
 """k-Adam for PyTorch and the theory behind it (Gould & Tanaka, arXiv 2411.05746).
 
-``kadam.KAdam`` is the optimizer; ``kadam.stability`` has the bounds on its updates; ``kadam.update`` is
-the formula itself.
+``kadam.KAdam`` is the optimizer; ``kadam.stability`` has the bounds on its updates; ``kadam.ensemble`` makes many runs
+at once; ``kadam.update`` is the formula itself.
 """
 
-from kadam import stability
+from kadam import ensemble, stability
 from kadam._version import VERSION
 from kadam.optimizer import KAdam
 from kadam.stages import SCHEDULES, make_stages
 
 __version__ = VERSION
-__all__ = ["SCHEDULES", "KAdam", "make_stages", "stability"]
+__all__ = ["SCHEDULES", "KAdam", "ensemble", "make_stages", "stability"]

@@ -16,33 +16,42 @@ arXiv 2411.05746, section 3, for C and the continuous bound; ``notebooks/02_stab
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 
+from kadam.stages import Betas, make_stages
+
 Array = NDArray[np.float64]
 
 
 def coefficient(beta: ArrayLike, gamma: ArrayLike) -> Array:
-    """C(beta, gamma) = 2/gamma - 1/beta - 1 of the paper; the stable region is C > 0. Rates in (0, 1)."""
-    beta, gamma = _rates(beta, gamma, positive=True)
-    return 2 / gamma - 1 / beta - 1
+    """C(beta, gamma) = 2/gamma - 1/beta - 1 of the paper; the stable region is C > 0.
+
+    Rates in [0, 1), by the limits at zero: infinity at gamma = 0, -infinity at beta = 0 < gamma.
+    """
+    beta, gamma = _rates(beta, gamma)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gamma == 0, np.inf, 2 / gamma - 1 / beta - 1)
 
 
 def exact_growth_rate(beta: ArrayLike, gamma: ArrayLike) -> Array:
     """(1/2) ln r with r = gamma^2 / beta: the growth per step of ln ``exact_bound`` as n grows, where r > 1.
 
     It is also the exact growth of ln |u_n| of a coordinate whose gradient has vanished, apart from the bias
-    corrections: there m decays as gamma^n and sqrt(v) as beta^(n/2). Negative means decay. Rates in (0, 1).
+    corrections: there m decays as gamma^n and sqrt(v) as beta^(n/2). Negative means decay. Rates in [0, 1), by the
+    limits at zero: -infinity at gamma = 0, infinity at beta = 0 < gamma.
     """
-    beta, gamma = _rates(beta, gamma, positive=True)
-    return np.log(gamma) - np.log(beta) / 2
+    beta, gamma = _rates(beta, gamma)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(gamma == 0, -np.inf, np.log(gamma) - np.log(beta) / 2)
 
 
 def continuous_growth_rate(beta: ArrayLike, gamma: ArrayLike) -> Array:
-    """-C/2: the paper's growth per step of ln ``continuous_bound`` as n grows, where C < 0. Rates in (0, 1)."""
+    """-C/2: the paper's growth per step of ln ``continuous_bound`` as n grows, where C < 0. Rates in [0, 1)."""
     return -coefficient(beta, gamma) / 2
 
 
@@ -50,7 +59,7 @@ def exact_bound(n: ArrayLike, beta: ArrayLike, gamma: ArrayLike) -> Array:
     """B_n = (1-gamma)/sqrt(1-beta) sqrt(1-beta^(n+1))/(1-gamma^(n+1)) sqrt(sum_{j=0..n} r^j), r = gamma^2/beta.
 
     No gradient sequence makes |u_n| of Adam larger. B_0 = 1; infinite where a number overflows, and for
-    beta = 0 < gamma, n > 0. Rates in [0, 1).
+    beta = 0 < gamma, n > 0. n may be infinite: the limit, (1-gamma) / sqrt((1-beta) (1-r)) for r < 1. Rates in [0, 1).
     """
     with np.errstate(over="ignore"):
         return np.exp(log_exact_bound(n, beta, gamma))
@@ -170,12 +179,73 @@ def normal_curve_at(c: ArrayLike, through: tuple[float, float] = (0.999, 0.9)) -
     return normal_curve(gamma, through), gamma
 
 
+@dataclass(frozen=True)
+class Description:
+    """Where a choice of ``betas`` lies, as numbers; ``str`` puts them in words. Made by ``describe``.
+
+    Attributes:
+        gamma, beta: rates of the last stage, which alone bounds the update.
+        k: number of stages.
+        c: ``coefficient``; > 0 in the paper's stable region.
+        bound: limit of ``exact_bound``: no update is ever larger. Infinite from gamma^2 = beta on.
+        growth_rate: ``exact_growth_rate``, per step; > 0 where the bound grows exponentially.
+        memories: 1/(1-gamma) and 1/(1-beta), in steps: over how many the moments average.
+    """
+
+    gamma: float
+    beta: float
+    k: int
+    c: float
+    bound: float
+    growth_rate: float
+    memories: tuple[float, float]
+
+    def __str__(self) -> str:
+        special = {(True, True): " (signSGD)", (True, False): " (RMSprop)"}.get((self.gamma == 0, self.beta == 0), "")
+        last = f", the last of {self.k} stages" if self.k > 1 else ""
+        side = "inside" if self.c > 0 else "at the edge of" if self.c == 0 else "outside"
+        if self.bound < np.inf:
+            what = f"No gradients can make an update larger than {self.bound:.4g}."
+            if self.c <= 0:
+                what += " The paper's bound grows here, the exact one does not: gamma^2 < beta."
+        elif self.beta == 0:
+            what = "An update has no bound: the second moment forgets at once what the first remembers."
+        else:
+            digits = log_exact_bound([100, 10_000], self.beta, self.gamma) / np.log(10)
+            how = f"e^({self.growth_rate:.3g} n)" if self.growth_rate > 0 else "the square root of n"
+            what = (
+                f"The bound on an update grows as {how}: 10^{digits[0]:.1f} at step 100, 10^{digits[1]:.1f} at 10,000."
+            )
+            if self.growth_rate > 0:
+                what += " So does an update whose gradient has vanished, until eps stops it."
+        return (
+            f"(gamma, beta) = ({self.gamma:.6g}, {self.beta:.6g}){last}{special}: {side} the stable region, "
+            f"C = {self.c:.4g}. {what} Memory in steps: {self.memories[0]:.4g} of the first moment, "
+            f"{self.memories[1]:.4g} of the second."
+        )
+
+
+def describe(betas: Betas, k: int = 1, schedule: str = "inverse_exp") -> Description:
+    """What the theory says of ``betas``, given as ``KAdam`` takes them: (gamma, beta), first moment before second.
+
+    Args:
+        betas, k, schedule: as in ``kadam.make_stages``, with its errors; k = 1 is Adam.
+    """
+    gamma, beta = (float(rate) for rate in make_stages(betas, k, schedule)[-1])
+    rate, bound = float(exact_growth_rate(beta, gamma)), float(exact_bound(np.inf, beta, gamma))
+    if abs(rate) < 1e-12:  # 0.9^2 is not quite 0.81
+        rate, bound = 0.0, np.inf
+    return Description(
+        gamma, beta, int(k), float(coefficient(beta, gamma)), bound, rate, (1 / (1 - gamma), 1 / (1 - beta))
+    )
+
+
 def _log_geometric_sum(log_r: Array, n: Array) -> Array:
     """ln sum_{j=0..n} r^j, without overflow, given ln r."""
     # for r > 1 the sum is r^n times the same sum of 1/r
     small = -np.abs(log_r)
     series = np.where(small == 0, n + 1, np.expm1((n + 1) * small) / np.where(small == 0, 1, np.expm1(small)))
-    return np.log(series) + n * np.maximum(log_r, 0)
+    return np.log(series) + np.where(log_r > 0, n * log_r, 0)
 
 
 def _rates(beta: ArrayLike, gamma: ArrayLike, positive: bool = False) -> tuple[Array, Array]:

@@ -8,12 +8,21 @@ import torch
 from lab.files import ROOT
 
 
-@pytest.fixture(scope="module")
-def step():
-    spec = importlib.util.spec_from_file_location("step", ROOT / "benchmarks" / "step.py")
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def step():
+    return loaded("step")
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return loaded("ensemble")
 
 
 def test_every_k_and_implementation_is_compared(step):
@@ -47,3 +56,22 @@ def test_the_settings_have_the_sizes_they_claim(step):
     assert sizes[("cpu", "one large tensor")] == (1, 16.8)
     assert sizes[("cpu", "small transformer")] == (52, 0.8)
     assert sizes[("cuda", "GPT-2")] == (148, 124.4)
+
+
+def test_ensembles_are_compared_with_every_implementation(ensemble):
+    for problem, count, size in ((ensemble.Quadratic(2, 5), 12, 10), (ensemble.Perceptron(3, 4), 3, 2698)):
+        result = ensemble.compare(problem, rounds=2, singles=2)
+        assert (result["members"], result["parameters"], result["steps"]) == (count, size, problem.steps)
+        assert set(result["times faster"]) == {"default", "foreach", "fused"}
+        text = ensemble.table("tiny", result)
+        assert text.startswith(f"**tiny**: {count} members, {size:,} parameters") and text.count("|") == 5 * 5
+
+
+def test_an_ensemble_that_does_something_else_is_found(ensemble):
+    problem = ensemble.Quadratic(2, 5)
+    members = problem.members
+    problem.members = [{**member, "lr": 2 * member["lr"]} for member in members]
+    _, runs = problem.together({})
+    problem.members = members
+    with pytest.raises(AssertionError, match="not the same run"):
+        problem.check(runs, 11, problem.alone(11, {})[1])

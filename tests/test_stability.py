@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,34 @@ def test_special_rates():
     edge = stability.exact_bound(n, 0.81, 0.9)  # r = 1: the sum is n + 1
     direct = 0.1 / np.sqrt(0.19) * np.sqrt(1 - 0.81 ** (n + 1)) / (1 - 0.9 ** (n + 1)) * np.sqrt(n + 1)
     np.testing.assert_allclose(edge, direct, rtol=1e-9)
+
+
+def test_limits_at_zero_rates():
+    beta, gamma = np.array([0.5, 0.0, 0.0, 0.9]), np.array([0.0, 0.0, 0.5, 0.9])
+    assert stability.coefficient(beta, gamma)[:3].tolist() == [np.inf, np.inf, -np.inf]
+    assert stability.exact_growth_rate(beta, gamma)[:3].tolist() == [-np.inf, -np.inf, np.inf]
+    assert stability.coefficient(beta, gamma)[3] == stability.coefficient(0.9, 0.9) == pytest.approx(1 / 0.9 - 1)
+    assert stability.coefficient(1e-9, 0.5) < -1e8 and stability.coefficient(0.5, 1e-9) > 1e8
+
+
+@given(rates, rates)
+@settings(max_examples=200, deadline=None)
+def test_the_limit_of_the_exact_bound_is_its_largest_value(beta, gamma):
+    limit = stability.log_exact_bound(np.inf, beta, gamma)
+    values = stability.log_exact_bound(np.array([0, 1, 2, 5, 20, 100, 1000, 10**5, 10**7]), beta, gamma)
+    assert np.all(np.diff(values) >= -1e-12)
+    if stability.exact_growth_rate(beta, gamma) < -1e-4:
+        assert values[-1] == pytest.approx(float(limit), abs=1e-9)
+    elif stability.exact_growth_rate(beta, gamma) >= 0:
+        assert limit == np.inf
+
+
+def test_the_limit_at_special_rates():
+    assert stability.exact_bound(np.inf, 0.0, 0.0) == 1
+    assert stability.exact_bound(np.inf, 0.75, 0.0) == pytest.approx(2)
+    assert stability.exact_bound(np.inf, 0.0, 0.5) == np.inf
+    r = 0.9**2 / 0.999
+    assert stability.exact_bound(np.inf, 0.999, 0.9) == pytest.approx(0.1 / np.sqrt(0.001 * (1 - r)))
 
 
 def test_the_logarithm_does_not_overflow():
@@ -136,11 +166,64 @@ def test_vanished_update_is_what_a_vanished_gradient_does():
     assert np.ptp(log_update - stability.log_vanished_update(np.arange(10, 200), 0.95, 0.99)) < 1e-10
 
 
+def test_describe_adam():
+    found = stability.describe((0.9, 0.999))
+    assert (found.gamma, found.beta, found.k) == (0.9, 0.999, 1)
+    assert found.c == stability.coefficient(0.999, 0.9)
+    assert found.bound == stability.exact_bound(np.inf, 0.999, 0.9)
+    assert found.growth_rate == stability.exact_growth_rate(0.999, 0.9) < 0
+    assert found.memories == (pytest.approx(10), pytest.approx(1000))
+    assert str(found) == (
+        "(gamma, beta) = (0.9, 0.999): inside the stable region, C = 0.2212. No gradients can make an update larger "
+        "than 7.27. Memory in steps: 10 of the first moment, 1000 of the second."
+    )
+    assert stability.describe((torch.tensor(0.5), torch.tensor(0.75))) == stability.describe([0.5, 0.75])
+
+
+def test_describe_takes_the_last_stage():
+    pairs = [(0.999, 0.9), (0.5, 0.6)]
+    found = stability.describe(pairs, k=2)
+    assert (found.gamma, found.beta) == pairs[1] and found.bound < np.inf
+    assert str(found).startswith("(gamma, beta) = (0.5, 0.6), the last of 2 stages: inside the stable region")
+    assert stability.describe(pairs[::-1], k=2).bound == np.inf
+    spread = stability.describe((0.9, 0.999), k=3, schedule="inverse_exp")
+    assert spread.gamma == pytest.approx(1 - 0.1 ** (1 / 3)) and spread.k == 3
+
+
+@pytest.mark.parametrize(
+    ("betas", "bound", "words"),
+    [
+        ((0.99, 0.95), np.inf,
+         r"outside the stable region, C = -0\.03243\. The bound on an update grows as e\^\(0\.0156 n\): "
+         r"10\^0\.3 at step 100, 10\^67\.1 at 10,000\. So does an update whose gradient"),
+        ((0.9, 0.81), np.inf, r"outside .*grows as the square root of n: 10\^0\.4 at step 100, 10\^1\.4 at 10,000\."),
+        ((0.9, 0.8105), 9.249, r"outside .*C = -0\.01158.* larger than 9\.249\. The paper's bound grows here"),
+        ((0.5, 1 / 3), 1.225, r"at the edge of the stable region, C = 0\. .* The paper's bound grows here"),
+        ((0.95, 0.95), 1.0, r"inside .*larger than 1\. Memory in steps: 20 of the first moment, 20 of the second"),
+        ((0.0, 0.99), 10.0, r"\(0, 0\.99\) \(RMSprop\): inside .*C = inf\. No gradients .*larger than 10\. "),
+        ((0.0, 0.0), 1.0, r"\(0, 0\) \(signSGD\): inside .*larger than 1\. "),
+        ((0.9, 0.0), np.inf, r"outside .*C = -inf\. An update has no bound: the second moment forgets"),
+    ],
+)  # fmt: skip
+def test_describe_anywhere(betas, bound, words):
+    found = stability.describe(betas)
+    assert found.bound == pytest.approx(bound, rel=1e-3)
+    assert re.search(words, str(found)), str(found)
+
+
+def test_describe_checks_as_the_optimizer_does():
+    with pytest.raises(ValueError, match="Invalid beta parameter at index 1: 1.5"):
+        stability.describe((0.9, 1.5))
+    with pytest.raises(ValueError, match="Invalid k: 0"):
+        stability.describe((0.9, 0.99), k=0)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: stability.coefficient(1.0, 0.9), r"beta: 1\.0 \(must lie in \(0, 1\)\)"),
-        (lambda: stability.coefficient(0.9, 0.0), r"gamma: 0\.0 \(must lie in \(0, 1\)\)"),
+        (lambda: stability.coefficient(1.0, 0.9), r"beta: 1\.0 \(must lie in \[0, 1\)\)"),
+        (lambda: stability.coefficient(-0.1, 0.9), r"beta: -0\.1 \(must lie in \[0, 1\)\)"),
+        (lambda: stability.continuous_bound(3, 0.9, 0.0), r"gamma: 0\.0 \(must lie in \(0, 1\)\)"),
         (lambda: stability.exact_bound(3, -0.1, 0.9), r"beta: -0\.1 \(must lie in \[0, 1\)\)"),
         (lambda: stability.exact_bound(3, 0.9, float("nan")), "gamma: nan"),
         (lambda: stability.exact_bound(-1, 0.9, 0.9), r"n: -1 "),

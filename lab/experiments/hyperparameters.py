@@ -51,12 +51,12 @@ def transformer_on_words(
 def blocks(tokens: Tensor, context: int) -> data.Labelled:
     """The text in blocks, inputs and next tokens (blocks, context): four fifths to train on, the last fifth held out.
 
-    Of the held-out blocks every eighth is for validation, and every eighth, halfway between those, for the test.
+    Of the held-out blocks every sixteenth is for validation, and every sixteenth, halfway between those, for the test.
     """
     count = len(tokens) // (context + 1)
     pieces = tokens[: count * (context + 1)].view(count, context + 1)
     train, held_out = pieces.split([count - count // 5, count // 5])
-    parts = (train, held_out[::8], held_out[4::8])
+    parts = (train, held_out[::16], held_out[8::16])
     return data.Labelled(*(half for part in parts for half in (part[:, :-1], part[:, 1:])))
 
 

@@ -23,7 +23,7 @@ def test_level_points_lie_on_the_level_curve_at_equal_distances():
 def test_a_level_curve_that_is_elsewhere_or_too_short_is_named():
     with pytest.raises(ValueError, match="beta: 0.999 .the level curve C = -0.5"):
         level_points(-0.5, 0.999, 0.1, 3)
-    with pytest.raises(ValueError, match="length: 2.0 .the level curve C = 0.1 from beta = 0.999 has 1.3"):
+    with pytest.raises(ValueError, match="length: 2.0 .the level curve C = 0.1 from beta = 0.999 has 1.41"):
         level_points(0.1, 0.999, 2.0, 3)
 
 
@@ -45,11 +45,11 @@ def test_steps_to_a_target():
 
 
 def test_the_parts_of_the_text_share_no_block():
-    parts = blocks(torch.arange(505), context=4)  # 101 blocks: 81 and 20
+    parts = blocks(torch.arange(1005), context=4)  # 201 blocks: 161 and 40
     assert torch.equal(parts.x[:, 1:], parts.y[:, :-1]) and torch.equal(parts.x_test + 1, parts.y_test)
     starts = [part[:, 0] // 5 for part in (parts.x, parts.x_validation, parts.x_test)]
-    assert starts[0].tolist() == list(range(81))
-    assert starts[1].tolist() == [81, 89, 97] and starts[2].tolist() == [85, 93]
+    assert starts[0].tolist() == list(range(161))
+    assert starts[1].tolist() == [161, 177, 193] and starts[2].tolist() == [169, 185]
 
 
 def test_the_network_trained_together_is_the_one_trained_alone():

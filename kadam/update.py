@@ -50,7 +50,7 @@ def advance(x: Tensor, moments: Moments, stage: Stage) -> Moments:
     gamma, beta = stage
     m = torch.lerp(moments.m, x, 1 - gamma)
     if isinstance(beta, Tensor):  # addcmul takes no tensor as its factor
-        v = beta * moments.v + (1 - beta) * (x * x)
+        v = torch.lerp(moments.v, x * x, 1 - beta)
     else:
         v = (moments.v * beta).addcmul(x, x, value=1 - beta)
     return Moments(m, v)
@@ -100,5 +100,5 @@ def apply(
     size = lr / bias_correction(stage.gamma, n)
     decayed = param * (1 - lr * weight_decay)
     if isinstance(size, Tensor):  # addcdiv takes no tensor as its factor
-        return decayed - size * last.m / root
+        return decayed.addcdiv(-size * last.m, root)
     return decayed.addcdiv(last.m, root, value=-size)

@@ -281,6 +281,8 @@ def faults(path: Path) -> list[str]:
         found.append("an error is stored in the outputs")
     if any(word in output.get("text", "") for cell in marked for output in cell.outputs for word in BROKEN):
         found.append("a claim that must hold does not")
+    if any("#" in cell.source.split("\n") for cell in read(path).cells if cell.cell_type == "markdown"):
+        found.append("prose stands behind comment signs")
     predicting = [number for number, cell in enumerate(code) if "page.predict(" in cell.source]
     sweeping = [number for number, cell in enumerate(code) if "sweep(" in cell.source]
     if predicting and sweeping and max(predicting) >= min(sweeping):

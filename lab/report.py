@@ -110,15 +110,20 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
 
 
 def readme_table(gathered: dict[str, Any]) -> str:
-    """The README's table: the claims, without controls, in few columns."""
+    """The README's table: what was replicated or refined, and whatever is broken; of the rest, how many there are."""
+    everything = [(page, claim) for page, entry in gathered.items() for claim in claims_of(entry)]
     rows = [
         (f"[{page[:2]}](notebooks/{page}.ipynb)", claim.statement, _or_dash(claim.predicted), claims.measured(claim),
          claim.verdict)
-        for page, entry in gathered.items()
-        for claim in claims_of(entry)
-        if claim.kind != "control"
+        for page, claim in everything
+        if claim.kind == "replication" or claim.broken
     ]  # fmt: skip
-    return _table(("page", "claim", "predicted", "measured [95 % interval]", "verdict"), rows)
+    kinds = [claim.kind for _, claim in everything if not claim.broken]
+    rest = (
+        f"Theorems checked: {kinds.count('theorem')}, pairs of implementations that must agree: "
+        f"{kinds.count('parity')}, negative controls that fail, as they must: {kinds.count('control')}."
+    )
+    return _table(("page", "claim", "predicted", "measured [95 % interval]", "verdict"), rows) + f"\n\n{rest}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:

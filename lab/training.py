@@ -99,16 +99,20 @@ def shuffled_batches(x: Tensor, y: Tensor, size: int, steps: int, seed: int) -> 
         yield x[chosen], y[chosen]
 
 
+def text_blocks(tokens: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    """The text cut into blocks of ``context`` + 1 tokens: inputs and next tokens, each of shape (blocks, context)."""
+    blocks = len(tokens) // (context + 1)
+    pieces = tokens[: blocks * (context + 1)].view(blocks, context + 1)
+    return pieces[:, :-1], pieces[:, 1:]
+
+
 def single_pass(tokens: Tensor, context: int, size: int, steps: int, seed: int) -> Iterable[tuple[Tensor, Tensor]]:
     """``steps`` batches of ``size`` blocks of text, each block used once: inputs and next tokens, (size, context).
 
     Raises:
         ValueError: the text is too short for that many blocks.
     """
-    blocks = len(tokens) // (context + 1)
-    if size * steps > blocks:
-        raise ValueError(f"steps: {steps} (one pass over the text has {blocks // size} batches of this size)")
-    pieces = tokens[: blocks * (context + 1)].view(blocks, context + 1)
-    order = torch.randperm(blocks, generator=torch.Generator().manual_seed(seed))
-    for chosen in order[: size * steps].view(steps, size):
-        yield pieces[chosen, :-1], pieces[chosen, 1:]
+    x, y = text_blocks(tokens, context)
+    if size * steps > len(x):
+        raise ValueError(f"steps: {steps} (one pass over the text has {len(x) // size} batches of this size)")
+    return shuffled_batches(x, y, size, steps, seed)

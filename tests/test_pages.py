@@ -200,6 +200,8 @@ def test_a_stripped_or_unmarked_notebook_is_found(house):
     assert "0 cells tagged" in faults_with(lambda nb: nb.cells[0].metadata.clear())
     assert "must hold does not" in faults_with(lambda nb: nb.cells[-1].outputs[0].update(text="c theorem VIOLATED"))
     assert "predicted in or after" in faults_with(lambda nb: nb.cells[1].update(source="sweep(run, [], 'x')"))
+    commented = nbformat.v4.new_markdown_cell("# One\n#\n# Two")
+    assert "comment signs" in faults_with(lambda nb: nb.cells.append(commented))
     assert faults_with(lambda nb: None) == ""
 
 

@@ -34,3 +34,19 @@ def regression(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, f
         return np.nan, np.nan
     result = stats.linregress(x, y)
     return float(result.slope), float(result.intercept)
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> float:
+    """Spearman's rho of x and y, (n,); with ``given``, (n,), the partial one, of what is not linear in its ranks.
+
+    Ties share their mean rank, so that runs which never got there (infinite) are last together. Zero where something
+    is constant, or wholly a function of ``given`` by ranks: no order is left to agree with.
+    """
+    ranks = [stats.rankdata(values) for values in (x, y)]
+    ranks = [rank - rank.mean() for rank in ranks]
+    if given is not None:
+        other = stats.rankdata(given)
+        other = other - other.mean()
+        ranks = [rank - other * (rank @ other) / max(float(other @ other), 1.0) for rank in ranks]
+    size = float(np.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1])))
+    return float(np.clip(ranks[0] @ ranks[1] / size, -1, 1)) if size > 1e-9 else 0.0

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy import stats
 
-from lab.statistics import bootstrap_interval, mean_interval, regression
+from lab.statistics import bootstrap_interval, mean_interval, rank_correlation, regression
 
 
 def test_mean_interval_covers_at_its_level():
@@ -24,3 +25,24 @@ def test_bootstrap_interval_covers_at_its_level():
 def test_regression():
     assert regression(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 5.0])) == pytest.approx((2.0, 1.0))
     assert np.isnan(regression(np.ones(3), np.arange(3.0))).all()
+
+
+def test_rank_correlation_is_spearmans():
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(2, 12))
+    y[3:6] = np.inf  # never got there: last, together
+    assert rank_correlation(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert rank_correlation(x, np.exp(x)) == pytest.approx(1) and rank_correlation(x, -x) == pytest.approx(-1)
+
+
+def test_rank_correlation_with_what_has_no_order_is_zero():
+    assert rank_correlation([1, 2, 3], [np.inf] * 3) == 0
+    assert rank_correlation([1, 2, 3], [3, 1, 2], given=[10, 20, 30]) == 0  # nothing of x is left
+
+
+def test_partial_rank_correlation_is_the_textbook_formula():
+    x, y, z = np.random.default_rng(1).normal(size=(3, 30)) + np.linspace(0, 3, 30)
+    xy, xz, yz = (stats.spearmanr(*pair).statistic for pair in ((x, y), (x, z), (y, z)))
+    expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert rank_correlation(x, y, given=z) == pytest.approx(expected)
+    assert rank_correlation(x, y, given=np.ones(30)) == pytest.approx(xy)

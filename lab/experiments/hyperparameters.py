@@ -1,0 +1,135 @@
+"""Runs of ``notebooks/03_hyperparameters.ipynb``, and the points (beta, gamma) at which they are made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kadam import ensemble, stability
+from kadam.optimizer import KAdam
+from lab import data
+from lab.experiments import uses
+from lab.models import ConvNet, Transformer
+from lab.training import cross_entropy, shuffled_batches, train
+
+Array = NDArray[np.float64]
+Points = Sequence[Sequence[float]]
+
+
+@uses("mnist1d")
+def convnet_on_mnist1d(
+    points: Points, lr: float, seed: int, steps: int, every: int = 25, batch: int = 50, channels: int = 16
+) -> dict[str, Any]:
+    """Adam without weight decay at all ``points`` (beta, gamma) together, on a convolutional network over MNIST-1D.
+
+    All points start from the same weights and see the same batches. Returns ``validation_loss`` and ``test_loss``,
+    (points, evaluations), NaN from where a run diverged; the ``steps`` of the evaluations; ``diverged_at``, (points,).
+    """
+    return _trained(lambda: ConvNet(channels), data.mnist1d(), points, lr, seed, steps, every, batch)
+
+
+@uses("words")
+def transformer_on_words(
+    points: Points, lr: float, seed: int, steps: int, every: int = 25, batch: int = 4, context: int = 32,
+    vocabulary: int = 500,
+) -> dict[str, Any]:  # fmt: skip
+    """The same for a two-layer transformer on the words, of which all but the ``vocabulary`` - 1 most frequent are one.
+
+    The parts are those of ``blocks``.
+    """
+    parts = blocks(data.words().tokens.clamp(max=vocabulary - 1), context)
+    return _trained(lambda: Transformer(vocabulary, context), parts, points, lr, seed, steps, every, batch)
+
+
+def blocks(tokens: Tensor, context: int) -> data.Labelled:
+    """The text in blocks, inputs and next tokens (blocks, context): four fifths to train on, the last fifth held out.
+
+    Of the held-out blocks every sixteenth is for validation, and every sixteenth, halfway between those, for the test.
+    """
+    count = len(tokens) // (context + 1)
+    pieces = tokens[: count * (context + 1)].view(count, context + 1)
+    train, held_out = pieces.split([count - count // 5, count // 5])
+    parts = (train, held_out[::16], held_out[8::16])
+    return data.Labelled(*(half for part in parts for half in (part[:, :-1], part[:, 1:])))
+
+
+def _trained(
+    make: Callable[[], nn.Module], parts: data.Labelled, points: Points, lr: float, seed: int, steps: int, every: int,
+    batch: int,
+) -> dict[str, Any]:  # fmt: skip
+    loss, init = ensemble.from_module(make, cross_entropy)
+    members = [dict(lr=lr, betas=(gamma, beta), weight_decay=0.0, k=1, seed=seed) for beta, gamma in points]
+    batches = list(shuffled_batches(parts.x, parts.y, batch, steps, seed))
+    held_out = {"validation_loss": (parts.x_validation, parts.y_validation), "test_loss": (parts.x_test, parts.y_test)}
+    observe = {name: lambda member, part=part: loss(member.params, part) for name, part in held_out.items()}
+    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused kernel takes the members one by one
+        runs = ensemble.train(loss, init, members, lambda step, _: batches[step - 1], steps, observe, every)
+    return {**runs.observed, "steps": runs.observed_at, "diverged_at": runs.diverged_at}
+
+
+def difference_to_single_runs(points: Points, lr: float, steps: int, seed: int = 0) -> float:
+    """max |difference| of a validation loss after any step: the network's runs together, and alone by ``KAdam``."""
+    together = convnet_on_mnist1d(points, lr, seed, steps, every=1)["validation_loss"]
+    parts = data.mnist1d()
+    alone = []
+    for beta, gamma in points:
+        torch.manual_seed(seed)
+        model = ConvNet(channels=16)
+        with warnings.catch_warnings():  # some points are meant to lie outside the stable region
+            warnings.filterwarnings("ignore", message="KAdam: outside the stable region")
+            optimizer = KAdam(model.parameters(), lr=lr, betas=(gamma, beta), k=1, weight_decay=0.0)
+
+        def validation_loss(model: nn.Module = model) -> float:
+            with torch.no_grad():
+                return cross_entropy(model(parts.x_validation), parts.y_validation).item()
+
+        batches = shuffled_batches(parts.x, parts.y, 50, steps, seed)
+        alone.append(train(model, optimizer, batches, {"loss": validation_loss}).observed["loss"])
+    return float(np.abs(together - np.array(alone)).max())
+
+
+def level_points(c: float, beta: float, length: float, count: int) -> tuple[Array, Array]:
+    """``count`` points (beta, gamma) of the level curve C = ``c``, from ``beta`` downwards at equal distances.
+
+    The distances are Euclidean in the plane (beta, gamma) and add up to ``length``.
+
+    Raises:
+        ValueError: the curve does not pass ``beta`` within the unit square, or ends before that length.
+    """
+    start = 2 / (1 / beta + 1 + c)  # C(beta, start) = c
+    if not 0 < start < 1:
+        raise ValueError(f"beta: {beta!r} (the level curve C = {c!r} does not pass it for gamma in (0, 1))")
+    gammas = start * np.linspace(1, 0, 10_000, endpoint=False)
+    betas = stability.level_curve(gammas, c)
+    walked = distances(betas, gammas)
+    if not walked[-1] >= length:
+        raise ValueError(f"length: {length!r} (the level curve C = {c!r} from beta = {beta!r} has {walked[-1]:.3g})")
+    gamma = np.interp(np.linspace(0, length, count), walked, gammas)
+    return stability.level_curve(gamma, c), gamma
+
+
+def distances(beta: Array, gamma: Array) -> Array:
+    """Length of the polygon through the points, up to each of them."""
+    return np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(beta), np.diff(gamma)))])
+
+
+def steps_to(target: float, losses: Array, steps: Array) -> Array:
+    """The step at which each run's loss, (..., evaluations), first is ``target`` or less; infinite where it never is.
+
+    Interpolated linearly between the evaluations at ``steps``; at the first of them, if it is reached by then.
+    """
+    reached = losses <= target  # NaN is not
+    first = reached.argmax(axis=-1)
+    before = np.maximum(first - 1, 0)
+    high, low = (np.take_along_axis(losses, i[..., None], axis=-1)[..., 0] for i in (before, first))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(first > 0, (high - target) / (high - low), 1.0)
+    crossing = steps[before] + share * (steps[first] - steps[before])
+    return np.where(reached.any(axis=-1), crossing, np.inf)

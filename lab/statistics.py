@@ -50,3 +50,33 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None)
         ranks = [rank - other * (rank @ other) / max(float(other @ other), 1.0) for rank in ranks]
     size = float(np.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1])))
     return float(np.clip(ranks[0] @ ranks[1] / size, -1, 1)) if size > 1e-9 else 0.0
+
+
+def simultaneous_intervals(
+    differences: ArrayLike, level: float = 0.95, draws: int = 4000
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means of ``differences``, (comparisons, seeds), and intervals, (comparisons, 2), that hold all together.
+
+    The studentised bootstrap of the largest |t| (fixed random stream): seeds are drawn anew from the normal
+    distribution that has the sample's covariances, so what comparisons share (a common baseline, a seed) is not paid
+    for twice. One comparison gets Student's interval; one seed gives infinite ones. Differences that are the same for
+    every seed get an interval without width.
+
+    Raises:
+        ValueError: not two dimensions, or a difference that is not finite.
+    """
+    array = np.asarray(differences, dtype=float)
+    if array.ndim != 2 or not np.isfinite(array).all():
+        raise ValueError(f"differences: shape {array.shape} (must be (comparisons, seeds), all finite)")
+    comparisons, seeds = array.shape
+    mean = array.mean(axis=1)
+    if seeds < 2:
+        return mean, np.stack([np.full(comparisons, -np.inf), np.full(comparisons, np.inf)], axis=1)
+    centred = array - mean[:, None]
+    weights = np.random.default_rng(0).standard_normal((draws, seeds, seeds))
+    drawn = np.matmul(centred, weights)  # (draws, comparisons, seeds)
+    error = drawn.std(axis=2, ddof=1)
+    with np.errstate(invalid="ignore"):
+        t = np.abs(drawn.mean(axis=2)) / np.where(error > 0, error, np.inf)  # times the root of seeds
+    half = np.quantile(t.max(axis=1), level) * array.std(axis=1, ddof=1)
+    return mean, np.stack([mean - half, mean + half], axis=1)

@@ -53,7 +53,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None)
 
 
 def simultaneous_intervals(
-    differences: ArrayLike, level: float = 0.95, draws: int = 4000
+    differences: ArrayLike, level: float = 0.95, draws: int = 20_000
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Means of ``differences``, (comparisons, seeds), and intervals, (comparisons, 2), that hold all together.
 

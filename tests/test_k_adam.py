@@ -20,6 +20,7 @@ from lab.experiments.k_adam import (
     noise_sizes,
     state_bytes,
 )
+from lab.files import ROOT
 from lab.models import ConvNet, ImageConvNet, Perceptron
 from lab.training import cross_entropy, shuffled_batches, train
 
@@ -209,3 +210,13 @@ def test_all_schedules_have_k1_as_adam():
 def test_step_costs_are_ratios_to_fused_adamw():
     costs = k_adam.step_costs(1, (2,))
     assert costs["AdamW, fused"] == 1 and set(costs) == {"AdamW, fused", "k = 2", *BASELINES}
+
+
+def test_the_guide_to_k_has_the_numbers_of_the_theory():
+    rows = (ROOT / "docs" / "choosing_k.md").read_text().split("\n")
+    gammas = {f"`{name}`": [stage.gamma for stage in make_stages((0.9, 0.999), 2, name)] for name in SCHEDULES}
+    for name, rates in {"Adam": [0.9], "one lag": [0.9, 0.0], **gammas}.items():
+        (row,) = [row for row in rows if row.startswith(f"| {name}") and row.count("|") == 5]
+        _, _, shown_gain, limit, *_ = row.split("|")
+        assert float(shown_gain) == pytest.approx(gain(rates), rel=0.03)
+        assert float(limit) == pytest.approx(largest_stable_step(rates), rel=0.04)

@@ -120,7 +120,8 @@ def wikitext2() -> Text:
         content = registry.read("wikitext2", f"wikitext-2/{name}.txt").decode()
         parts.append(content.replace("\n", " <eos> ").split())
     text = _encoded([word for part in parts for word in part])
-    return Text(*text.tokens.split([len(part) for part in parts]), text.vocabulary)
+    train, validation, test = text.tokens.split([len(part) for part in parts])
+    return Text(train, validation, test, text.vocabulary)
 
 
 @cache
@@ -134,7 +135,8 @@ def tinyshakespeare() -> Text:
     """
     text = _encoded(registry.read("tinyshakespeare", "tinyshakespeare/input.txt").decode())
     held_out = len(text.tokens) // 20
-    return Text(*text.tokens.split([len(text.tokens) - 2 * held_out, held_out, held_out]), text.vocabulary)
+    train, validation, test = text.tokens.split([len(text.tokens) - 2 * held_out, held_out, held_out])
+    return Text(train, validation, test, text.vocabulary)
 
 
 @cache

@@ -135,6 +135,13 @@ def test_a_worker_of_another_version_is_refused(records, monkeypatch, name):
     refused(f"worker tcp://.*: {name} is .* \\(must be changed\\)")
 
 
+def test_a_worker_of_several_threads_is_refused(records, monkeypatch):
+    # they would share one torch, with one generator and one number of threads
+    original = cluster._workers
+    monkeypatch.setattr(cluster, "_workers", lambda client: dict.fromkeys(original(client), 2))
+    refused("worker tcp://.* has 2 threads \\(must be 1\\)")
+
+
 def test_a_late_worker_of_another_version_is_refused(records, monkeypatch):
     monkeypatch.setattr(cluster, "_check", lambda *_: None)  # as if it had come after that
     monkeypatch.setattr(provenance, "project_version", lambda: "changed")

@@ -64,7 +64,7 @@ class Perceptron(nn.Module):
 class ImageConvNet(nn.Module):
     """Three strided convolutions and a linear read-out, for colour images of 32 x 32 pixels in 10 classes.
 
-    Input (batch, 3, 32, 32): values from 0 to 1, or bytes, which are scaled to that. Output (batch, 10).
+    Input (batch, 3, 32, 32), output (batch, 10).
     """
 
     def __init__(self, channels: int = 32) -> None:
@@ -76,8 +76,7 @@ class ImageConvNet(nn.Module):
         self.readout = nn.Linear(32 * channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if x.is_floating_point() else x.float() / 255
-        return self.readout(self.features(4 * x - 2).flatten(1))
+        return self.readout(self.features(x).flatten(1))
 
 
 class Transformer(nn.Module):

@@ -70,10 +70,9 @@ def convnet_on_cifar10(
 ) -> dict[str, Any]:
     """The same for the paper's own setting, a convolutional network over CIFAR-10; 2,000 images of each held-out
     part."""
-    parts = data.SETS["cifar10"]()
-    assert isinstance(parts, data.Labelled)
-    part = data.Labelled(*parts[:2], *(half[:2000] for half in parts[2:]))
-    return _trained(lambda: ImageConvNet(channels), part, members, seed, steps, every, batch)
+    parts = data.cifar10()
+    fewer = data.Labelled(parts.x, parts.y, *(half[:2000] for half in parts[2:]))
+    return _trained(lambda: ImageConvNet(channels), fewer, members, seed, steps, every, batch)
 
 
 def _trained(

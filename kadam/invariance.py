@@ -252,7 +252,8 @@ def scale_invariant_weights(
                 continue
             rows = param.shape[0] if param.ndim > 1 else 1
             for blocks in (count for count in range(rows, 0, -1) if rows % count == 0):
-                factors = [2.0 ** torch.randint(-1, 2, (blocks,), generator=generator) for _ in range(3)]
+                factors = [2.0 ** torch.randint(-1, 2, (blocks,), generator=generator) for _ in range(2)]
+                factors.append(2.0 ** (-1.0) ** torch.arange(blocks))  # chance may have made all alike
                 factors += [torch.full((blocks,), 2.0), torch.full((blocks,), 0.5)]
                 scaled = (_blocks(param, blocks) * factor.to(param).unsqueeze(1) for factor in factors)
                 if all(change(param, other.reshape(param.shape), base) <= tolerance * moved for other in scaled):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lab.statistics import bootstrap_interval, mean_interval, rank_correlation, regression
+from lab.statistics import bootstrap_interval, mean_interval, rank_correlation, ratio_interval, regression
 
 
 def test_mean_interval_covers_at_its_level():
@@ -46,3 +46,13 @@ def test_partial_rank_correlation_is_the_textbook_formula():
     expected = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
     assert rank_correlation(x, y, given=z) == pytest.approx(expected)
     assert rank_correlation(x, y, given=np.ones(30)) == pytest.approx(xy)
+
+
+def test_a_ratio_of_means_and_its_interval():
+    bottom = np.array([1.0, 2.0, 3.0, 4.0])
+    ratio, (low, high) = ratio_interval(0.5 * bottom, bottom)
+    assert ratio == low == high == 0.5
+    ratio, (low, high) = ratio_interval(bottom + np.array([0.3, -0.3, 0.3, -0.3]), bottom)
+    assert low < ratio == pytest.approx(1.0) < high
+    _, (low, high) = ratio_interval([1.0, 1.0, 1.0], [-0.1, 0.2, 0.1])
+    assert high - low > 10

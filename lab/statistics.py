@@ -40,7 +40,8 @@ def ratio_interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.divide(*pairs[:, chosen].mean(axis=2))
         ratio = float(np.divide(*pairs.mean(axis=1)))
-    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    low = np.nanquantile(ratios, (1 - level) / 2, method="lower")  # without interpolation, since some may be infinite
+    high = np.nanquantile(ratios, (1 + level) / 2, method="higher")
     return ratio, (min(float(low), ratio), max(float(high), ratio))
 
 

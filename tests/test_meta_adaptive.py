@@ -70,17 +70,21 @@ def test_norms_of_runs_together_are_those_that_a_recorder_sees():
 
 
 def test_on_the_sphere_the_identity_gives_the_real_directions():
-    found = meta_adaptive.sphere(["identity", "paper"], 1e-2, 0.3, 0.9, seed=1, steps=20, width=8)
+    found = meta_adaptive.sphere(["identity", "paper", "nudged"], 1e-2, 0.3, 0.9, seed=1, steps=20, width=8)
     apart, travelled = found["apart"][:, -1], found["travelled"][-1]
     assert apart[0].max() < 1e-8 < 1e-3 < apart[1].min() and travelled.min() > 0.1
+    assert found["apart"][2, 0].min() > 5e-4
+    np.testing.assert_allclose(found["length"][0], found["real_length"], rtol=1e-6)
+    assert (found["real_length"][-1] >= travelled).all()
 
 
 def test_in_equilibrium_lag_zero_is_orthogonal():
-    found = meta_adaptive.equilibrium([0.0, 0.9], 1e-2, 0.3, 2.0, 0, steps=20, window=10, apart=5, lags=[0, 5], width=8)
+    found = meta_adaptive.equilibrium(
+        [0.0, 0.9], 1e-2, 0.3, 2.0, 0, steps=20, window=10, spans=[1, 5], lags=[0, 5], width=8
+    )
     assert np.abs(found["lagged"][:, 0]).max() < 1e-2 < found["lagged"][:, 1].min()
     assert found["path"].shape == (2, 20)
-    angles = np.stack([found["turned_once"], found["turned_apart"]])
-    assert (angles[0] < angles[1]).all()
+    assert found["turned"].shape == (2, 2) and (found["turned"][:, 0] < found["turned"][:, 1]).all()
 
 
 def test_the_branch_norm_transformer_is_causal_and_knows_its_norms():

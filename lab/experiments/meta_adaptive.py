@@ -144,13 +144,13 @@ def _laws(start: Array, series: Array, lr: Array, weight_decay: Array, gamma: Ar
 @uses("mnist1d")
 def equilibrium(
     gammas: Sequence[float], lr: float, weight_decay: float, scale: float, seed: int, steps: int, window: int,
-    apart: int, lags: Sequence[int], width: int = 32, batch: int = 100,
+    spans: Sequence[int], lags: Sequence[int], width: int = 32, batch: int = 100,
 ) -> dict[str, Any]:  # fmt: skip
     """The second weight of the perceptron in equilibrium, under AdamW with each of ``gammas``, (gammas,).
 
     The hidden weights start ``scale`` times as large as usual. Over the last ``window`` steps: ``squared_norm`` and
-    ``u_squared``, means; ``turned_once`` and ``turned_apart``, the root-mean-square angle of a step and of ``apart``
-    steps; ``lagged``, (gammas, lags), - <W_t, g_(t - lag)> / (eta |u|^2 sqrt(v)), v averaged over entries.
+    ``u_squared``, means; ``turned``, the root-mean-square angle over each of ``spans`` steps, (gammas, spans);
+    ``lagged``, (gammas, lags), - <W_t, g_(t - lag)> / (eta |u|^2 sqrt(v)), v averaged over entries.
     Over all steps: ``path`` of |W|^2, (gammas, steps).
     """
     parts = data.mnist1d()
@@ -188,7 +188,7 @@ def equilibrium(
 
     return {
         "path": (w**2).sum(-1), "squared_norm": (late**2).sum(-1).mean(1), "u_squared": u_squared.mean(1),
-        "turned_once": turned(1), "turned_apart": turned(apart), "lagged": np.stack(found, 1),
+        "turned": np.stack([turned(span) for span in spans], 1), "lagged": np.stack(found, 1),
     }  # fmt: skip
 
 
@@ -202,9 +202,11 @@ def sphere(
     On the sphere the network holds the directions alone. Their gradients are divided by the |W| that the law
     predicts, go through Adam's moments, and the direction moves by (1 - lambda eta) |W| W^ + eta u, normalised:
     with the law ``paper`` this is Adam whose update is divided by the root of a moving average of its own square,
-    2-Adam with gamma_2 = 0. The other laws are ``momentum``, ``lag``, and ``identity``, which knows <W, u>. All else is
-    trained by AdamW, in float64, on the same batches. Returns ``apart``, the angle between the two directions, and
-    ``travelled``, that between the real one and its start, radians, (laws, steps, weights).
+    2-Adam with gamma_2 = 0. The other laws are ``momentum``, ``lag``, and ``identity``, which knows <W, u>; with
+    ``nudged`` the first directions are moreover turned by 0.001, to see what a small difference grows to. All else is
+    trained by AdamW, in float64, on the same batches. In radians, (laws, steps, weights): ``apart``, the angle
+    between the two directions; ``length``, the sum of the angles of the steps. Of the real ones, (steps, weights):
+    ``travelled``, the angle to the first direction, and ``real_length``.
     """
     parts = data.mnist1d()
     model = Perceptron(width).double()
@@ -226,6 +228,12 @@ def sphere(
         on_sphere = law != "real"
         if on_sphere:
             theta = {name: w / w.norm() if name in hidden else w for name, w in theta.items()}
+        if law == "nudged":
+            generator = torch.Generator().manual_seed(seed)
+            for name in hidden:
+                aside = torch.randn(theta[name].shape, generator=generator).double()
+                theta[name] = theta[name] + 1e-3 * aside / aside.norm()
+                theta[name] = theta[name] / theta[name].norm()
         found = [[theta[name] / theta[name].norm() for name in hidden]]
         for n, batch in enumerate(order, start=1):
             grads = gradient(theta, batch)
@@ -237,7 +245,7 @@ def sphere(
                     u = -update.output(moments[name], n, stage, EPS)
                     u_squared, v = u.square().sum(), moments[name].v.mean() / (1 - BETA**n)
                     factor = float(invariance.momentum_factor(gamma)) if law == "momentum" else 1.0
-                    if law == "identity":
+                    if law in ("identity", "nudged"):
                         inner[name] = size * (theta[name] * u).sum()
                     if law == "lag":
                         carry = invariance.carried(n, gamma, last[name][1], v)
@@ -255,12 +263,17 @@ def sphere(
         return 2 * float(((a - b).norm() / 2).clamp(max=1).arcsin())
 
     real = path("real")
-    travelled = [[angle(a, b) for a, b in zip(now, real[0], strict=True)] for now in real[1:]]
-    apart = [
-        [[angle(a, b) for a, b in zip(now, there, strict=True)] for now, there in zip(path(law), real, strict=True)][1:]
-        for law in laws
-    ]
-    return {"apart": np.array(apart), "travelled": np.array(travelled)}
+    paths = [path(law) for law in laws]
+
+    def angles(one: Sequence[list[Tensor]], other: Sequence[list[Tensor]]) -> Array:
+        return np.array([[angle(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(one, other, strict=True)])
+
+    return {
+        "apart": np.array([angles(one, real)[1:] for one in paths]),
+        "length": np.array([angles(one[1:], one[:-1]).cumsum(axis=0) for one in paths]),
+        "travelled": angles(real[1:], [real[0]] * (len(real) - 1)),
+        "real_length": angles(real[1:], real[:-1]).cumsum(axis=0),
+    }
 
 
 ARMS = {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from distributed import Client, Future, wait
+from distributed import Client, Future, get_worker, wait
 from distributed.client import FuturesCancelledError
 
 from lab import provenance
@@ -42,11 +42,11 @@ def results(address: str, function: Callable[..., Any], calls: Sequence[tuple[An
     if not calls:
         return
     with _connect(address) as client:
-        expected = _expected()
+        expected = _like_here()
         _check(client, address, expected)
         waiting, running = deque(calls), set[Future[Any]]()
         while waiting or running:
-            while waiting and len(running) < AHEAD * max(1, len(_workers(client))):
+            while waiting and len(running) < AHEAD * max(1, _workers(client)):
                 running.add(client.submit(_call, expected, function, waiting.popleft(), pure=False))
             for future in _finished(client, running):
                 running.remove(future)
@@ -76,37 +76,42 @@ def _finished(client: Client, running: set[Future[Any]]) -> list[Future[Any]]:
                 raise ClusterError("KADAM_CLUSTER: no worker is left; the finished runs are kept") from None
 
 
-def _workers(client: Client) -> dict[str, int]:
-    """Threads by worker."""
+def _workers(client: Client) -> int:
     try:
-        return client.nthreads()
+        return len(client.nthreads())
     except OSError:
         raise ClusterError(LOST) from None
 
 
-def _expected() -> dict[str, Any]:
-    return {"version of the code": provenance.project_version(), "OMP_NUM_THREADS": "1", **provenance.versions()}
+def _like_here() -> dict[str, Any]:
+    """What every worker must be."""
+    code = {"version of the code": provenance.project_version(), **provenance.versions()}
+    # threads would share one torch, with one random generator
+    return {**code, "number of threads": 1, "OMP_NUM_THREADS": "1"}
 
 
 @cache
-def _here() -> dict[str, Any]:
+def _met() -> dict[str, Any]:
     # once a process, when it first meets this project: what it imported does not follow a later change on its disk
-    return {**_expected(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+    return _like_here()
+
+
+def _worker(dask_worker: Any) -> dict[str, Any]:
+    """What this worker is; ``Client.run`` fills in the argument of that name."""
+    own = {"number of threads": dask_worker.state.nthreads, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+    return {**_met(), **own}
 
 
 def _check(client: Client, address: str, expected: dict[str, Any]) -> None:
     """Refuse a cluster any of whose workers would not compute as this process does."""
-    threads = _workers(client)
-    if not threads:
+    if not _workers(client):
         raise ClusterError(f"KADAM_CLUSTER: {address} has no workers; {START.replace('it', 'some')}")
-    for worker, found in client.run(_here, on_error="return").items():
+    for worker, found in client.run(_worker, on_error="return").items():
         if isinstance(found, OSError):  # it died just now
             continue
         if isinstance(found, Exception):
             raise ClusterError(f"KADAM_CLUSTER: worker {worker} cannot import this project ({found}); {START}")
         _compare(worker, found, expected)
-        if threads.get(worker, 1) != 1:
-            raise ClusterError(f"KADAM_CLUSTER: worker {worker} has {threads[worker]} threads (must be 1); {START}")
 
 
 def _compare(worker: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -117,5 +122,5 @@ def _compare(worker: str, found: dict[str, Any], expected: dict[str, Any]) -> No
 
 def _call(expected: dict[str, Any], function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
     # also here, for a worker that came in mid-sweep
-    _compare("that joined late", _here(), expected)
+    _compare("that joined late", _worker(get_worker()), expected)
     return function(*call)

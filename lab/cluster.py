@@ -1,6 +1,6 @@
 """Calls on the workers of a Dask cluster; imported only when ``KADAM_CLUSTER`` names one.
 
-    dask scheduler
+    PYTHONPATH=. dask scheduler
     PYTHONPATH=. dask worker tcp://host:8786 --nworkers 8 --nthreads 1
 
 Every worker is a process of one thread, started in this same version of the code, with the same versions of Python and
@@ -22,7 +22,8 @@ from distributed.client import FuturesCancelledError
 from lab import provenance
 
 AHEAD = 2  # calls that a worker holds: one under way, one to go on with
-START = "start it in this checkout: PYTHONPATH=. dask worker ADDRESS --nthreads 1"
+START = "start it in this checkout: PYTHONPATH=. dask"
+WORKER = "worker ADDRESS --nthreads 1"
 LOST = "KADAM_CLUSTER: the connection to the scheduler was lost; the finished runs are kept"
 ANSWER = 10.0  # seconds in which a scheduler must answer
 PATIENCE = 60.0  # seconds until a cluster without workers is given up
@@ -104,20 +105,29 @@ def _worker(dask_worker: Any) -> dict[str, Any]:
 
 def _check(client: Client, address: str, expected: dict[str, Any]) -> None:
     """Refuse a cluster any of whose workers would not compute as this process does."""
+    try:  # it unpickles the calls
+        client.run_on_scheduler(provenance.digest, "anything")
+    except OSError:
+        raise ClusterError(LOST) from None
+    except Exception as error:
+        message = f"KADAM_CLUSTER: the scheduler cannot import this project ({error}); {START} scheduler"
+        raise ClusterError(message) from None
     if not _workers(client):
-        raise ClusterError(f"KADAM_CLUSTER: {address} has no workers; {START.replace('it', 'some')}")
+        raise ClusterError(f"KADAM_CLUSTER: {address} has no workers; {START.replace('it', 'some')} {WORKER}")
     for worker, found in client.run(_worker, on_error="return").items():
         if isinstance(found, OSError):  # it died just now
             continue
         if isinstance(found, Exception):
-            raise ClusterError(f"KADAM_CLUSTER: worker {worker} cannot import this project ({found}); {START}")
+            raise ClusterError(f"KADAM_CLUSTER: worker {worker} cannot import this project ({found}); {START} {WORKER}")
         _compare(worker, found, expected)
 
 
 def _compare(worker: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, value in expected.items():
         if found[name] != value:
-            raise ClusterError(f"KADAM_CLUSTER: worker {worker}: {name} is {found[name]} (must be {value}); {START}")
+            raise ClusterError(
+                f"KADAM_CLUSTER: worker {worker}: {name} is {found[name]} (must be {value}); {START} {WORKER}"
+            )
 
 
 def _call(expected: dict[str, Any], function: Callable[..., Any], call: tuple[Any, ...]) -> Any:

@@ -165,6 +165,19 @@ def when_computing(two_workers, act):
 ENDLESS = [{**RUNS[0], "steps": 10**6}]
 
 
+def test_a_scheduler_that_cannot_import_the_project_is_refused(records, tmp_path, monkeypatch):
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    where = tmp_path / "scheduler.json"
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*command, "--no-dashboard", "--scheduler-file", where], cwd=tmp_path, **silent) as process:
+        until(where.exists)
+        monkeypatch.setenv("KADAM_CLUSTER", json.loads(where.read_text())["address"])
+        refused(
+            "the scheduler cannot import this project .*lab.*; start it in this checkout: PYTHONPATH=. dask scheduler"
+        )
+        process.kill()
+
+
 def test_a_cluster_whose_last_worker_dies_is_given_up(records, two_workers, monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 0.5)
     when_computing(two_workers, two_workers.workers[1].kill)

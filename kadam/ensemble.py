@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from kadam import update
-from kadam.optimizer import KAdam, _check
+from kadam import hyperparameters, update
+from kadam.optimizer import KAdam
 from kadam.stages import make_stages
 from kadam.update import Moments, Stage
 
@@ -280,7 +280,7 @@ def _hyperparameters(members: Sequence[Mapping[str, Any]]) -> list[list[float]]:
         try:
             if unknown := sorted(member.keys() - set(known)):
                 raise TypeError(f"unknown {', '.join(unknown)} (a member has {', '.join(known)})")
-            _check(group)
+            hyperparameters.check(group)
         except (TypeError, ValueError) as error:
             raise type(error)(f"members[{i}]: {error}") from None
         stages = make_stages(group["betas"], group["k"], group["schedule"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
-import warnings
 from collections.abc import Callable, Iterable
 from itertools import chain
 from operator import attrgetter, itemgetter
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _use_grad_for_differentiable
 
-from kadam import stability, update
+from kadam import hyperparameters, update
 from kadam.engines import Work, foreach, loop
 from kadam.fused import fused
 from kadam.stages import Betas, make_stages
@@ -98,12 +96,12 @@ class KAdam(torch.optim.Optimizer):
         )  # fmt: skip
         if amsgrad:
             raise ValueError("amsgrad: True (KAdam has no amsgrad; the argument is there for calls written for AdamW)")
-        _check(defaults)
+        hyperparameters.check(defaults)
         defaults["k"] = int(k)
         self._built = False
         super().__init__(params, defaults)
         self._built = True
-        _warn_if_unstable(self.param_groups)
+        hyperparameters.warn_if_unstable(self.param_groups)
         if fused:
             # a GradScaler then hands over its scale and what it found, instead of a pass of its own
             self._step_supports_amp_scaling = True
@@ -111,11 +109,11 @@ class KAdam(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its own values of the constructor's arguments are checked as there."""
         if isinstance(param_group, dict):
-            _check({**self.defaults, **param_group})
+            hyperparameters.check({**self.defaults, **param_group})
             param_group["k"] = int(param_group.get("k", self.defaults["k"]))
         super().add_param_group(param_group)
         if self._built:
-            _warn_if_unstable(self.param_groups[-1:])
+            hyperparameters.warn_if_unstable(self.param_groups[-1:])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, from ``load_state_dict`` or pickle: fill what older ones lack, refuse what cannot fit."""
@@ -306,7 +304,7 @@ def _engine(group: dict[str, Any], kinds: set[tuple[Any, ...]], compiling: bool)
     if group["differentiable"] or (compiling and group["foreach"] is False):
         return loop
     if group["foreach"] and not compiling:
-        _refuse_tensors_in_foreach(group)
+        hyperparameters.refuse_tensors_in_foreach(group)
     if compiling or group["foreach"]:
         return foreach
     if group["fused"] is False or (group["foreach"] is False and not group["fused"]):
@@ -443,52 +441,3 @@ _LATER: dict[str, Any] = dict(
     state_dtype=None,
 )  # fmt: skip
 """Settings that a loaded state may lack, because it is an AdamW's or an older one."""
-
-
-def _refuse_tensors_in_foreach(group: dict[str, Any]) -> None:
-    if group["capturable"]:
-        return
-    if isinstance(group["lr"], Tensor):
-        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-    if isinstance(make_stages(group["betas"], group["k"], group["schedule"])[0].gamma, Tensor):
-        raise ValueError("betas[0] as a Tensor is not supported for capturable=False and foreach=True")
-
-
-def _check(group: dict[str, Any]) -> None:
-    """Check the hyperparameters of a group; the first words are those of torch's own messages."""
-    if group["foreach"]:
-        _refuse_tensors_in_foreach(group)
-    for name in ("lr", "weight_decay"):
-        if isinstance(group[name], Tensor) and group[name].numel() != 1:
-            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(group[name].shape)}")
-    for name, words in (("lr", "learning rate"), ("eps", "epsilon value"), ("weight_decay", "weight_decay value")):
-        value = group[name]
-        if isinstance(value, bool) or not isinstance(value, float | int if name == "eps" else float | int | Tensor):
-            raise TypeError(f"Invalid {words}: {value!r} ({name} must be a number >= 0)")
-        if not value >= 0:
-            raise ValueError(f"Invalid {words}: {value} ({name} must be >= 0)")
-    make_stages(group["betas"], group["k"], group["schedule"])
-    if group["fused"] and group["differentiable"]:
-        raise RuntimeError("`fused` does not support `differentiable`")
-    if group["fused"] and group["foreach"]:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    dtype = group["state_dtype"]
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"Invalid state_dtype: {dtype!r} (must be None or a floating-point torch.dtype)")
-
-
-def _warn_if_unstable(groups: list[dict[str, Any]]) -> None:
-    """Warn of last stages, which alone bound the update, with C < 0: one warning for all groups."""
-    stages = [make_stages(group["betas"], group["k"], group["schedule"])[-1] for group in groups]
-    pairs = {tuple(float(torch.as_tensor(rate).detach()) for rate in stage) for stage in stages}
-    found = []
-    for gamma, beta in sorted(pairs):
-        c = float(stability.coefficient(beta, gamma))
-        if c < 0:
-            digits = stability.log_exact_bound([100, 10_000], beta=beta, gamma=gamma) / math.log(10)
-            found.append(
-                f"(gamma, beta) = ({gamma:.6g}, {beta:.6g}) with C = {c:.4g} < 0, where nothing keeps an update below "
-                f"the bound 10^{digits[0]:.1f} at step 100 and 10^{digits[1]:.1f} at step 10,000"
-            )
-    if found:
-        warnings.warn(f"KAdam: outside the stable region of the last stage: {'; '.join(found)}", stacklevel=3)

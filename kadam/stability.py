@@ -211,11 +211,8 @@ class Description:
         elif self.beta == 0:
             what = "An update has no bound: the second moment forgets at once what the first remembers."
         else:
-            digits = log_exact_bound([100, 10_000], self.beta, self.gamma) / np.log(10)
             how = f"e^({self.growth_rate:.3g} n)" if self.growth_rate > 0 else "the square root of n"
-            what = (
-                f"The bound on an update grows as {how}: 10^{digits[0]:.1f} at step 100, 10^{digits[1]:.1f} at 10,000."
-            )
+            what = f"The bound on an update grows as {how}: {digits_of_exact_bound(self.beta, self.gamma)}."
             if self.growth_rate > 0:
                 what += " So does an update whose gradient has vanished, until eps stops it."
         return (
@@ -238,6 +235,12 @@ def describe(betas: Betas, k: int = 1, schedule: str = "inverse_exp") -> Descrip
     return Description(
         gamma, beta, int(k), float(coefficient(beta, gamma)), bound, rate, (1 / (1 - gamma), 1 / (1 - beta))
     )
+
+
+def digits_of_exact_bound(beta: float, gamma: float) -> str:
+    """``exact_bound`` after 100 and after 10,000 steps, in words, as powers of ten."""
+    early, late = log_exact_bound([100, 10_000], beta, gamma) / np.log(10)
+    return f"10^{early:.1f} at step 100, 10^{late:.1f} at step 10,000"
 
 
 def _log_geometric_sum(log_r: Array, n: Array) -> Array:

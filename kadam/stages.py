@@ -57,11 +57,6 @@ def make_stages(betas: Betas, k: int, schedule: str = "inverse_exp") -> list[Sta
     return _stages(betas, k, schedule)
 
 
-@lru_cache  # every step asks for them, and checking takes as long as stepping a small tensor
-def _stages_of_floats(betas: Any, k: int, schedule: str) -> list[Stage]:
-    return _stages(betas, k, schedule)
-
-
 def _stages(betas: Any, k: int, schedule: str) -> list[Stage]:
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ValueError(f"Invalid k: {k!r} (the number of stages must be an integer >= 1)")
@@ -75,6 +70,10 @@ def _stages(betas: Any, k: int, schedule: str) -> list[Stage]:
     k, rate = int(k), SCHEDULES[schedule]
     gamma, beta = _checked_pair(betas)
     return [Stage(rate(gamma, k), rate(beta, k))] * k
+
+
+# every step asks for them, and checking takes as long as stepping a small tensor
+_stages_of_floats = lru_cache(_stages)
 
 
 def _is_pair_list(betas: Any) -> bool:

@@ -9,6 +9,9 @@ from typing import Any
 
 from lab import pages, report
 
+VARIABLES = """Environment: KADAM_WORKERS, number of processes; KADAM_CLUSTER, tcp://host:port of a Dask scheduler whose
+workers do the runs instead; KADAM_DATA, folder of the data sets that are files; KADAM_CACHE=off, keep no runs."""
+
 
 def literal(name: str, text: str) -> Any:
     """A parameter's value as Python writes it, like the parameters cell: 1e-3, 7, [1, 2], 'text'."""
@@ -21,7 +24,7 @@ def literal(name: str, text: str) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lab", description="Run the notebooks and judge their claims.")
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run a page headlessly, unless it is up to date")
+    run = commands.add_parser("run", help="run a page headlessly, unless it is up to date", epilog=VARIABLES)
     run.add_argument("page", help="a notebook's name without .ipynb")
     run.add_argument("-p", nargs=2, metavar=("NAME", "VALUE"), action="append", default=[],
                      help="another value for a parameter, as Python writes it; kept under results/custom/")  # fmt: skip

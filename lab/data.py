@@ -1,24 +1,27 @@
-"""The data sets that need no download: MNIST-1D, and the words of the Python language reference."""
+"""The data sets by name.
+
+MNIST-1D and the words of the Python language reference need no download; CIFAR-10, WikiText-2 and Tiny Shakespeare are
+files, which ``lab.registry`` finds or fetches.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import io
+import pickle
 import random
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lab.files import ROOT
-
-
-class DataError(RuntimeError):
-    """A data set is missing or is not what the registry says."""
+from lab import registry
+from lab.registry import DataError
 
 
 class Labelled(NamedTuple):
@@ -36,6 +39,18 @@ class Words(NamedTuple):
     """``tokens``: int64, shape (length,), indices into ``vocabulary`` (most frequent first)."""
 
     tokens: Tensor
+    vocabulary: list[str]
+
+
+class Text(NamedTuple):
+    """Three disjoint parts of a text, each int64, shape (length,), indices into one ``vocabulary``.
+
+    The vocabulary is that of the whole text, most frequent first.
+    """
+
+    tokens: Tensor
+    tokens_validation: Tensor
+    tokens_test: Tensor
     vocabulary: list[str]
 
 
@@ -81,22 +96,106 @@ def words() -> Words:
     """
     from pydoc_data.topics import topics
 
-    split = re.findall(r"\w+|[^\w\s]+", "\n".join(topics[name] for name in sorted(topics)))
-    types, first, counts = np.unique(split, return_index=True, return_counts=True)
-    order = np.lexsort((first, -counts))
-    index = {str(types[position]): rank for rank, position in enumerate(order)}
-    return Words(torch.tensor([index[word] for word in split]), list(index))
+    return _encoded(re.findall(r"\w+|[^\w\s]+", "\n".join(topics[name] for name in sorted(topics))))
 
 
-SETS: dict[str, Callable[[], NamedTuple]] = {"mnist1d": mnist1d, "words": words}
+def _encoded(pieces: Sequence[str]) -> Words:
+    # ties in the order of their first occurrence
+    vocabulary = [piece for piece, _ in Counter(pieces).most_common()]
+    index = {piece: rank for rank, piece in enumerate(vocabulary)}
+    return Words(torch.tensor([index[piece] for piece in pieces]), vocabulary)
+
+
+@cache
+def wikitext2() -> Text:
+    """WikiText-2 (Merity et al., arXiv 1609.07843), tokenised as published, ``<eos>`` at the end of every line.
+
+    2,088,628 tokens to train on, 217,646 for validation, 245,569 for the test, of 33,278 types.
+
+    Raises:
+        DataError: a file is missing or another one.
+    """
+    parts = []
+    for name in ("train", "valid", "test"):
+        content = registry.read("wikitext2", f"wikitext-2/{name}.txt").decode()
+        parts.append(content.replace("\n", " <eos> ").split())
+    text = _encoded([word for part in parts for word in part])
+    train, validation, test = text.tokens.split([len(part) for part in parts])
+    return Text(train, validation, test, text.vocabulary)
+
+
+@cache
+def tinyshakespeare() -> Text:
+    """Tiny Shakespeare (Karpathy, char-rnn), by characters: 1,115,394 of 65 types.
+
+    The first nine tenths are to train on, the next twentieth is for validation, the last for the test.
+
+    Raises:
+        DataError: the file is missing or another one.
+    """
+    text = _encoded(registry.read("tinyshakespeare", "tinyshakespeare/input.txt").decode())
+    held_out = len(text.tokens) // 20
+    train, validation, test = text.tokens.split([len(text.tokens) - 2 * held_out, held_out, held_out])
+    return Text(train, validation, test, text.vocabulary)
+
+
+@cache
+def cifar10() -> Labelled:
+    """CIFAR-10 (Krizhevsky 2009): images float32, shape (n, 3, 32, 32), 10 classes; 740 MB.
+
+    45,000 training images, the last 5,000 of the published training set for validation, and the 10,000 test images.
+    Every channel has mean 0 and standard deviation 1 over the training images.
+
+    Raises:
+        DataError: a file is missing or another one.
+    """
+    names = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+    images, labels = zip(*(_cifar_batch(f"cifar-10-batches-py/{name}") for name in names), strict=True)
+    x, y = torch.cat(images).float(), torch.cat(labels)
+    rest = len(x) - len(images[-1])
+    sizes = [rest - rest // 10, rest // 10, len(images[-1])]
+    training = x[: sizes[0]]
+    # in place, or it would take the memory twice
+    x -= training.mean((0, 2, 3), keepdim=True)
+    x /= training.std((0, 2, 3), keepdim=True)
+    parts = zip(x.split(sizes), y.split(sizes), strict=True)
+    return Labelled(*(half for part in parts for half in part))
+
+
+def _cifar_batch(file: str) -> tuple[Tensor, Tensor]:
+    batch = _Arrays(io.BytesIO(registry.read("cifar10", file)), encoding="bytes").load()
+    return torch.from_numpy(batch[b"data"]).view(-1, 3, 32, 32), torch.tensor(batch[b"labels"])
+
+
+class _Arrays(pickle.Unpickler):
+    """Unpickles plain values and NumPy arrays; a pickle that names anything else could run it, and is refused."""
+
+    ALLOWED = (("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core", "numpy._core")  # as NumPy 2 calls it
+        if (module, name) not in self.ALLOWED:
+            raise DataError(f"data set 'cifar10': a file names {module}.{name} (must be an array or a plain value)")
+        return super().find_class(module, name)
+
+
+SETS: dict[str, Callable[[], NamedTuple]] = {
+    "mnist1d": mnist1d, "words": words, "cifar10": cifar10, "wikitext2": wikitext2, "tinyshakespeare": tinyshakespeare,
+}  # fmt: skip
 
 
 @cache
 def checksum(name: str) -> str:
-    """SHA-256 over the tensors of a named data set, as loaded."""
+    """SHA-256 of a named data set: over its tensors, as loaded; if it has files, over their registered checksums.
+
+    The files themselves are compared with those when they are read.
+    """
     if name not in SETS:
         raise ValueError(f"name: {name!r} (must be one of {', '.join(SETS)})")
     total = hashlib.sha256()
+    if registered := registry.entries().get(name, {}).get("files"):
+        total.update("".join(registered.values()).encode())
+        return total.hexdigest()
     for part in SETS[name]():
         if isinstance(part, Tensor):
             # float32 rounds away differences of the last float64 bits between machines
@@ -106,7 +205,7 @@ def checksum(name: str) -> str:
 
 def _check(name: str, exact: bytes, mean: float) -> None:
     """Compare a generated set with the registry: integers by SHA-256, floats by their mean size."""
-    expected = json.loads((ROOT / "data" / "registry.json").read_text())[name]
+    expected = registry.entries()[name]
     found = hashlib.sha256(exact).hexdigest()
     if found != expected["labels_sha256"] or abs(mean - expected["mean_abs"]) > 1e-9:
         raise DataError(

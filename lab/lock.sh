@@ -8,7 +8,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/python" -m pip install --quiet "$torch"
-"$folder/venv/bin/python" -m pip install --quiet "$torch" "$triton" ".[notebooks,dev]"
+"$folder/venv/bin/python" -m pip install --quiet "$torch" "$triton" ".[notebooks,benchmarks,dev]"
 {
     grep '^#' requirements.lock
     # a local suffix such as +cpu names one build; without it everybody gets the one for their machine

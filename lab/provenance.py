@@ -61,7 +61,7 @@ def code_version(source: str, name: str = "<source>") -> str:
         if name in seen:
             continue
         tree = ast.parse(text)
-        seen[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+        seen[name] = _tree_version(tree)
         queue += [(str(path.relative_to(ROOT)), path.read_text()) for path in _project_imports(tree)]
     return digest(seen)
 
@@ -72,6 +72,21 @@ def module_version(module: str) -> str:
     if path is None:
         raise ValueError(f"module: {module!r} (must be a module of {' or '.join(PROJECT)})")
     return code_version(path.read_text(), str(path.relative_to(ROOT)))
+
+
+def project_version() -> str:
+    """SHA-256 over all code of this project; comments and docstrings of Python do not count."""
+    found = {}
+    for folder in PROJECT:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found[str(path.relative_to(ROOT))] = _tree_version(ast.parse(path.read_text()))
+        for path in sorted((ROOT / folder).rglob("*.cpp")):
+            found[str(path.relative_to(ROOT))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest(found)
+
+
+def _tree_version(tree: ast.Module) -> str:
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
 
 
 def _project_imports(tree: ast.Module) -> Iterable[Path]:

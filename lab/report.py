@@ -110,20 +110,26 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
 
 
 def readme_table(gathered: dict[str, Any]) -> str:
-    """The README's table: what was replicated or refined, and whatever is broken; of the rest, how many there are."""
+    """The README's table: the paper's claims, and of ours what did not come out; of the rest, how many there are."""
     everything = [(page, claim) for page, entry in gathered.items() for claim in claims_of(entry)]
     rows = [
         (f"[{page[:2]}](notebooks/{page}.ipynb)", claim.statement, _or_dash(claim.predicted), claims.measured(claim),
          claim.verdict)
         for page, claim in everything
-        if claim.kind == "replication" or claim.broken
+        if claim.broken or (claim.kind == "replication" and not _ours_and_held(claim))
     ]  # fmt: skip
+    held = sum(_ours_and_held(claim) for _, claim in everything)
     kinds = [claim.kind for _, claim in everything if not claim.broken]
     rest = (
-        f"Theorems checked: {kinds.count('theorem')}, pairs of implementations that must agree: "
-        f"{kinds.count('parity')}, negative controls that fail, as they must: {kinds.count('control')}."
+        f"Not from the paper, and came out as predicted: {held}. Theorems checked: {kinds.count('theorem')}, pairs of "
+        f"implementations that must agree: {kinds.count('parity')}, negative controls that fail, as they must: "
+        f"{kinds.count('control')}."
     )
     return _table(("page", "claim", "predicted", "measured [95 % interval]", "verdict"), rows) + f"\n\n{rest}"
+
+
+def _ours_and_held(claim: Claim) -> bool:
+    return claim.kind == "replication" and claim.verdict in claims.HELD and not claim.source.startswith("paper")
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:

@@ -4,7 +4,8 @@ A run is a function of plain arguments, from one of the modules of ``lab.experim
 code that it uses, its arguments, the checksum of its data and the versions of Python and the numerical packages, so a
 changed formula recomputes what rests on it and nothing else. An interrupted sweep loses the runs in flight.
 ``KADAM_CACHE=off`` computes everything afresh and keeps nothing (so does ``make test``: a check that reads old records
-checks nothing); ``KADAM_WORKERS`` sets the number of processes.
+checks nothing); ``KADAM_WORKERS`` sets the number of processes. ``KADAM_CLUSTER=tcp://host:port`` sends the runs to the
+workers of a Dask cluster instead (``lab.cluster``), and this process writes their records: no disk need be shared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from lab import data, files, progress, provenance
 
 Result = dict[str, Any]
+Task = tuple[int, Callable[..., Result], dict[str, Any], Path | None]
 ARGUMENTS = "__arguments__"  # in a record, for whoever opens it
 
 
@@ -31,36 +33,51 @@ def sweep(run: Callable[..., Result], arguments: Sequence[dict[str, Any]], label
     """``run(**a)`` for every a in ``arguments``, in their order; arrays come back as NumPy arrays.
 
     Args:
-        run: a function marked with ``lab.experiments.uses``, which returns numbers, strings and arrays by name.
+        run: a function which returns numbers, strings and arrays by name, marked with ``lab.experiments.uses`` if it
+            reads a data set.
         arguments: one dict of plain values for each run; missing ones take the function's defaults.
         label: what the progress line calls the sweep.
 
     Raises:
         TypeError: an argument that ``run`` does not have, before anything is computed.
+        ClusterError: the cluster of ``KADAM_CLUSTER`` cannot be used, or was lost; the finished runs are kept.
         Exception: whatever a run raises; the finished runs are kept.
     """
     complete = [_complete(run, given) for given in arguments]
     common = {
         "run": f"{run.__module__}.{run.__qualname__}",
         "code": provenance.module_version(run.__module__),
-        "data": data.checksum(run.data),  # type: ignore[attr-defined]
+        "data": data.checksum(run.data) if hasattr(run, "data") else None,
         "versions": provenance.versions(),
     }
     paths = [_path({**common, "arguments": full}) for full in complete]
     results: list[Result | None] = [_load(path) for path in paths]
     missing = [index for index, result in enumerate(results) if result is None]
-    # the machine's threads belong to the processes: one each, or they fight for the cores
     found = len(paths) - len(missing)
-    with (
-        joblib.parallel_config(backend="loky", inner_max_num_threads=1),
-        progress.Meter(label, len(paths), found) as meter,
-    ):
-        pool = joblib.Parallel(n_jobs=_workers(), return_as="generator_unordered", batch_size=1)
-        tasks = (joblib.delayed(_compute)(index, run, complete[index], paths[index]) for index in missing)
-        for index, result in pool(tasks):
-            results[index] = result
+    with progress.Meter(label, len(paths), found) as meter:
+        tasks = [(index, run, complete[index], paths[index]) for index in missing]
+        for index, record in _on_cluster(tasks) if os.environ.get("KADAM_CLUSTER") else _in_processes(tasks):
+            results[index] = _unpack(record)
             meter.advance(1)
     return [result for result in results if result is not None]
+
+
+def _in_processes(tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
+    # the machine's threads belong to the processes: one each, or they fight for the cores
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        pool = joblib.Parallel(n_jobs=_workers(), return_as="generator_unordered", batch_size=1)
+        yield from pool(joblib.delayed(_compute)(*task) for task in tasks)
+
+
+def _on_cluster(tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
+    from lab import cluster
+
+    calls = [(index, run, arguments, None) for index, run, arguments, _ in tasks]
+    paths = {index: path for index, *_, path in tasks}
+    for index, record in cluster.results(os.environ["KADAM_CLUSTER"], _compute, calls):
+        if (path := paths[index]) is not None:
+            files.write(path, record)
+        yield index, record
 
 
 def _workers() -> int:
@@ -79,31 +96,34 @@ def _path(key: dict[str, Any]) -> Path | None:
     return files.RUNS / f"{provenance.digest(key)}.run"
 
 
-def _compute(
-    index: int, run: Callable[..., Result], arguments: dict[str, Any], path: Path | None
-) -> tuple[int, Result]:
+def _compute(index: int, run: Callable[..., Result], arguments: dict[str, Any], path: Path | None) -> tuple[int, bytes]:
     import torch
 
     torch.set_num_threads(1)
-    arrays = {name: np.asarray(value) for name, value in run(**arguments).items()}
+    record = _pack(arguments, {name: np.asarray(value) for name, value in run(**arguments).items()})
     if path is not None:
-        buffer = io.BytesIO()
-        record: dict[str, Any] = {ARGUMENTS: np.asarray(json.dumps(arguments)), **arrays}
-        np.savez_compressed(buffer, **record)
-        content = buffer.getvalue()
-        files.write(path, hashlib.sha256(content).digest() + content)
-    return index, _plain(arrays)
+        files.write(path, record)
+    return index, record
 
 
-def _load(path: Path | None) -> Result | None:
-    """A finished record (the SHA-256 of an npz file, then that file), or None if there is none or it is damaged."""
-    if path is None or not path.is_file():
-        return None
-    record = path.read_bytes()
+def _pack(arguments: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+    """A record: the SHA-256 of an npz file, then that file."""
+    buffer = io.BytesIO()
+    content: dict[str, Any] = {ARGUMENTS: np.asarray(json.dumps(arguments)), **arrays}
+    np.savez_compressed(buffer, **content)
+    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
+
+
+def _unpack(record: bytes) -> Result | None:
+    """What a record holds, or None if it is damaged."""
     if hashlib.sha256(record[32:]).digest() != record[:32]:
         return None
     with np.load(io.BytesIO(record[32:]), allow_pickle=False) as arrays:
         return _plain({name: arrays[name] for name in arrays.files if name != ARGUMENTS})
+
+
+def _load(path: Path | None) -> Result | None:
+    return _unpack(path.read_bytes()) if path is not None and path.is_file() else None
 
 
 def _plain(arrays: dict[str, np.ndarray]) -> Result:

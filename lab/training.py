@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +80,13 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def accuracy(logits: Tensor, targets: Tensor) -> float:
     """Share of ``targets`` that the largest logit names."""
     return (logits.argmax(-1) == targets).float().mean().item()
+
+
+def kadam_anywhere(params: Iterable[Tensor], **arguments: Any) -> KAdam:
+    """``KAdam(params, **arguments)`` without its warning, for experiments that mean to leave the stable region."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="KAdam: outside the stable region")
+        return KAdam(params, **arguments)
 
 
 def largest_update(model: nn.Module, optimizer: KAdam) -> float:

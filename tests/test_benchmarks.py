@@ -1,6 +1,9 @@
 """The benchmarks' bookkeeping, on tiny tensors; their figures are taken by `make bench`."""
 
 import importlib.util
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -23,6 +26,11 @@ def step():
 @pytest.fixture(scope="module")
 def ensemble():
     return loaded("ensemble")
+
+
+@pytest.fixture(scope="module")
+def sweep():
+    return loaded("sweep")
 
 
 def test_every_k_and_implementation_is_compared(step):
@@ -73,3 +81,25 @@ def test_an_ensemble_that_does_something_else_is_found(ensemble):
     problem.alone = lambda i, adam: (0.0, [torch.nn.Parameter(problem.first + 1)])
     with pytest.raises(AssertionError, match="not the same run"):
         problem.check(11, 5)
+
+
+def test_the_time_of_child_processes_is_counted(sweep, monkeypatch):
+    before = sweep.cpu_of_children()
+    burning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    idle = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        end = time.monotonic() + 20
+        while sweep.cpu_of_children() < before + 0.3:
+            assert time.monotonic() < end
+        monkeypatch.setattr(sweep.sweep, "sweep", lambda *_: time.sleep(0.5))
+        burning.kill(), burning.wait()
+        assert sweep.timed([], 1)["busy"] < 0.2
+    finally:
+        burning.kill(), idle.kill(), burning.wait(), idle.wait()
+
+
+def test_the_sweep_is_told_in_a_table(sweep, monkeypatch):
+    monkeypatch.setattr(sweep, "timed", lambda runs, cores: {"wall": 2.0, "cpu": 3.6, "busy": 0.9, "waiting": 0.05})
+    monkeypatch.setattr(sweep, "convnet_on_mnist1d", lambda **run: time.sleep(0.01))
+    text = sweep.table(4, 2, sweep.measure(4, 1, 2))
+    assert text.count("| 2.0 | 3.6 | 90 % | 5 % |") == 2 and "ms each" in text

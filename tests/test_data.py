@@ -1,11 +1,23 @@
+import hashlib
+import io
 import json
+import os
+import pickle
 import random
+import tarfile
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from lab import data
+from lab import data, registry
+
+
+def write_registry(root, monkeypatch, entries):
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    (root / "data" / "registry.json").write_text(json.dumps(entries))
+    monkeypatch.setattr(registry, "ROOT", root)
 
 
 def test_mnist1d_is_the_published_set():
@@ -26,11 +38,9 @@ def test_generating_leaves_the_callers_generators_alone():
 
 
 def test_a_wrong_set_is_refused(tmp_path, monkeypatch):
-    registry = json.loads((data.ROOT / "data" / "registry.json").read_text())
-    registry["mnist1d"]["labels_sha256"] = "0" * 64
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "registry.json").write_text(json.dumps(registry))
-    monkeypatch.setattr(data, "ROOT", tmp_path)
+    entries = registry.entries()
+    entries["mnist1d"]["labels_sha256"] = "0" * 64
+    write_registry(tmp_path, monkeypatch, entries)
     with pytest.raises(data.DataError, match=r"'mnist1d'.*mnist1d .*SHA-256.*registry.json"):
         data.mnist1d.__wrapped__()
 
@@ -47,3 +57,157 @@ def test_checksum():
     assert len(data.checksum("words")) == 64 and data.checksum("words") != data.checksum("mnist1d")
     with pytest.raises(ValueError, match="name: 'c4'"):
         data.checksum("c4")
+
+
+def images(count, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+    return pickle.dumps({b"data": pixels, b"labels": [i % 10 for i in range(count)]}, protocol=3)
+
+
+WIKITEXT = {"train": " \n = Cats = \n a cat , a <unk> \n", "valid": " a , \n", "test": " cat a \n"}
+STAND_INS = {
+    "cifar10": {
+        f"cifar-10-batches-py/{name}": images(10, seed)
+        for seed, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"])
+    },
+    "wikitext2": {f"wikitext-2/{name}.txt": text.encode() for name, text in WIKITEXT.items()},
+    "tinyshakespeare": {"tinyshakespeare/input.txt": b"to be or not to be, to be" * 4},
+}
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Small stand-ins of the sets of files, registered, at an address of their own; KADAM_DATA is not set."""
+    entries = {}
+    for name, contents in STAND_INS.items():
+        for file, content in contents.items():
+            (tmp_path / "there" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "there" / file).write_bytes(content)
+        source = (tmp_path / "there" / next(iter(contents))).parent.as_uri() + "/"
+        checksums = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+        entries[name] = {"source": source, "files": checksums}
+    archive = tmp_path / "there" / "cifar.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(tmp_path / "there" / "cifar-10-batches-py", "cifar-10-batches-py")
+    entries["cifar10"]["source"] = archive.as_uri()
+    write_registry(tmp_path / "here", monkeypatch, entries)
+    monkeypatch.delenv("KADAM_DATA", raising=False)
+    return tmp_path
+
+
+def loaded(name):
+    return getattr(data, name).__wrapped__()
+
+
+@pytest.mark.parametrize("place", ["KADAM_DATA", "downloaded"])
+def test_images_come_in_three_parts(elsewhere, monkeypatch, place):
+    if place == "KADAM_DATA":
+        monkeypatch.setenv("KADAM_DATA", str(elsewhere / "there"))
+    parts = loaded("cifar10")
+    assert [len(part) for part in parts] == [45, 45, 5, 5, 10, 10]
+    assert parts.x.shape[1:] == (3, 32, 32) and parts.x.dtype == torch.float32 and parts.y.dtype == torch.int64
+    torch.testing.assert_close(parts.x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts.x.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)
+    fifth, test = (
+        pickle.loads(STAND_INS["cifar10"][f"cifar-10-batches-py/{name}"]) for name in ("data_batch_5", "test_batch")
+    )
+    for x, y, raw in ((parts.x_validation, parts.y_validation, fifth), (parts.x_test, parts.y_test, test)):
+        assert y.tolist() == raw[b"labels"][-len(y) :]
+        pixels = raw[b"data"][-len(y) :, 1024:2048].reshape(-1, 32, 32).astype(float)  # green
+        assert np.corrcoef(x[:, 1].flatten(), pixels.flatten())[0, 1] > 0.99999
+    assert (elsewhere / "here" / "data" / "cifar-10-batches-py").exists() == (place == "downloaded")
+
+
+def test_texts_come_in_three_parts_of_one_vocabulary(elsewhere):
+    text = loaded("wikitext2")
+    spelled = [" ".join(text.vocabulary[i] for i in part) for part in text[:3]]
+    assert spelled == ["<eos> = Cats = <eos> a cat , a <unk> <eos>", "a , <eos>", "cat a <eos>"]
+    assert text.vocabulary[:2] == ["<eos>", "a"]
+    text = loaded("tinyshakespeare")
+    assert "".join(text.vocabulary[i] for part in text[:3] for i in part) == "to be or not to be, to be" * 4
+    assert [len(part) for part in text[:3]] == [90, 5, 5]
+
+
+def test_what_was_downloaded_is_there_for_good(elsewhere):
+    first = loaded("wikitext2")
+    for file in (elsewhere / "there").rglob("*.txt"):
+        file.unlink()
+    again = loaded("wikitext2")
+    assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
+
+
+def test_processes_that_want_a_set_download_it_once(elsewhere, monkeypatch):
+    asked = []
+    original = registry._get
+    monkeypatch.setattr(registry, "_get", lambda address: asked.append(address) or original(address))
+    threads = [threading.Thread(target=loaded, args=("cifar10",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 1 and (elsewhere / "here" / "data" / "cifar-10-batches-py" / "test_batch").exists()
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_missing_or_wrong_file_is_named_with_place_and_checksum(elsewhere, monkeypatch, name):
+    file, content = next(iter(STAND_INS[name].items()))
+    path, checksum = elsewhere / "there" / file, hashlib.sha256(content).hexdigest()
+    wrong = content[:-1] + bytes([content[-1] ^ 1])
+    monkeypatch.setenv("KADAM_DATA", str(elsewhere / "there"))
+    for damage in (lambda: path.write_bytes(wrong), path.unlink):
+        damage()
+        with pytest.raises(data.DataError) as error:
+            loaded(name)
+        assert all(text in str(error.value) for text in (name, file, str(elsewhere / "there"), checksum))
+    assert not (elsewhere / "here" / "data" / file).exists()  # nothing took its place
+
+
+def test_a_download_that_fails_leaves_nothing(elsewhere):
+    def fails(name, *words):
+        with pytest.raises(data.DataError) as error:
+            loaded(name)
+        assert all(word in str(error.value) for word in words)
+        assert {path.name for path in (elsewhere / "here").rglob("[!.]*") if path.is_file()} == {"registry.json"}
+
+    file = elsewhere / "there" / "tinyshakespeare" / "input.txt"
+    file.write_bytes(b"something else")
+    fails("tinyshakespeare", "tinyshakespeare/input.txt", file.parent.as_uri(), "registry.json says")
+    file.unlink()
+    fails("tinyshakespeare", "tinyshakespeare/input.txt", file.parent.as_uri(), "KADAM_DATA", "SHA-256")
+    archive = elsewhere / "there" / "cifar.tar.gz"
+    whole = archive.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"<html>moved</html>"):
+        archive.write_bytes(broken)
+        fails("cifar10", "cifar-10-batches-py/data_batch_1", archive.as_uri())
+
+
+def test_a_pickle_that_would_run_something_is_refused():
+    class Harm:
+        def __reduce__(self):
+            return os.getcwd, ()
+
+    with pytest.raises(data.DataError, match="posix.getcwd"):
+        data._Arrays(io.BytesIO(pickle.dumps({b"data": Harm()}))).load()
+
+
+def test_the_checksum_of_files_is_the_registers(elsewhere, monkeypatch):
+    monkeypatch.setenv("KADAM_DATA", "/nowhere")
+    before = {name: data.checksum.__wrapped__(name) for name in STAND_INS}
+    assert len(set(before.values())) == 3
+    entries = registry.entries()
+    entries["cifar10"]["files"]["cifar-10-batches-py/test_batch"] = "0" * 64
+    write_registry(elsewhere / "here", monkeypatch, entries)
+    changed = {name for name in STAND_INS if data.checksum.__wrapped__(name) != before[name]}
+    assert changed == {"cifar10"}
+
+
+@pytest.mark.skipif(not os.environ.get("KADAM_DATA"), reason="KADAM_DATA is not set")
+def test_the_originals():
+    text = data.wikitext2()
+    assert [len(part) for part in text] == [2_088_628, 217_646, 245_569, 33_278]  # as published
+    text = data.tinyshakespeare()
+    assert sum(map(len, text[:3])) == 1_115_394 and len(text.vocabulary) == 65
+    parts = data.cifar10()
+    assert [len(part) for part in parts] == [45_000] * 2 + [5_000] * 2 + [10_000] * 2
+    assert parts.y_test.bincount().tolist() == [1000] * 10
+    torch.testing.assert_close(parts.x.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)

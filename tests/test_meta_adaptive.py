@@ -8,7 +8,8 @@ from kadam import KAdam
 from kadam.invariance import LAWS, Recorder
 from lab import data
 from lab.experiments import meta_adaptive
-from lab.models import BranchNormTransformer, ConvNet, Perceptron
+from lab.models import ConvNet
+from lab.normalised import BranchNormTransformer, Perceptron
 from lab.training import cross_entropy, shuffled_batches, train
 
 ADAM = (0.9, 0.999)

@@ -1,10 +1,11 @@
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 from conftest import write_page
 
-from lab import files, pages, provenance, report
+from lab import claims, files, pages, provenance, report
 
 
 def test_the_readme_shows_the_committed_results():
@@ -101,6 +102,19 @@ def test_results_of_pages_not_run_here_stay_and_those_of_lost_ones_go(reported):
     for path in (reported / "results" / "pages" / "tiny").iterdir():
         path.unlink()
     assert list(report.collect("standard")) == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    "source, value, shown",
+    [("paper, figure 1", 1.0, True), ("paper, figure 1", 9.0, True), ("ours", 1.0, False), ("ours", 9.0, True)],
+)
+def test_the_readme_names_the_papers_claims_and_of_ours_those_that_failed(source, value, shown):
+    page = claims.Page("tiny")
+    page.predict("c", "x is one", source=source, accept=(0.0, 2.0), held="refined")
+    page.judge("c", value, (value, value), seeds=3)
+    table = report.readme_table({"tiny": {"claims": [asdict(claim) for claim in page.claims.values()]}})
+    assert ("x is one" in table) == shown
+    assert f"came out as predicted: {int(not shown)}." in table
 
 
 def test_a_readme_without_marks_is_refused(tmp_path):

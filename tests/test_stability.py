@@ -195,8 +195,9 @@ def test_describe_takes_the_last_stage():
     [
         ((0.99, 0.95), np.inf,
          r"outside the stable region, C = -0\.03243\. The bound on an update grows as e\^\(0\.0156 n\): "
-         r"10\^0\.3 at step 100, 10\^67\.1 at 10,000\. So does an update whose gradient"),
-        ((0.9, 0.81), np.inf, r"outside .*grows as the square root of n: 10\^0\.4 at step 100, 10\^1\.4 at 10,000\."),
+         r"10\^0\.3 at step 100, 10\^67\.1 at step 10,000\. So does an update whose gradient"),
+        ((0.9, 0.81), np.inf,
+         r"outside .*grows as the square root of n: 10\^0\.4 at step 100, 10\^1\.4 at step 10,000\."),
         ((0.9, 0.8105), 9.249, r"outside .*C = -0\.01158.* larger than 9\.249\. The paper's bound grows here"),
         ((0.5, 1 / 3), 1.225, r"at the edge of the stable region, C = 0\. .* The paper's bound grows here"),
         ((0.95, 0.95), 1.0, r"inside .*larger than 1\. Memory in steps: 20 of the first moment, 20 of the second"),

@@ -3,6 +3,7 @@ import pytest
 
 from lab import files, sweep
 from lab.experiments.k_adam import convnet_on_mnist1d
+from lab.experiments.quadratic import quadratic_map
 
 RUNS = [dict(k=1, schedule="naive", lr=1e-3, seed=seed, steps=2, batch=10, every=1) for seed in range(3)]
 
@@ -12,6 +13,7 @@ def records(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RUNS", tmp_path)
     monkeypatch.setenv("KADAM_CACHE", "on")
     monkeypatch.setenv("KADAM_WORKERS", "1")
+    monkeypatch.delenv("KADAM_CLUSTER", raising=False)
     return tmp_path
 
 
@@ -47,6 +49,21 @@ def test_processes_give_what_one_gives(records, monkeypatch):
     monkeypatch.setenv("KADAM_WORKERS", "2")
     two = sweep.sweep(convnet_on_mnist1d, RUNS, "test")
     assert all(equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_run_without_data_needs_no_mark(records, computed, monkeypatch):
+    run = dict(betas=[0.99], gammas=[0.9], lrs=[0.1], condition=10.0, steps=4, window=2)
+    monkeypatch.setattr(sweep.data, "checksum", lambda name: pytest.fail("no data set is read"))
+    first, again = (sweep.sweep(quadratic_map, [run], "test")[0] for _ in range(2))
+    assert computed == [0] and equal(first, again)
+
+
+def test_a_writer_that_was_killed_leaves_no_record(records, computed):
+    sweep.sweep(convnet_on_mnist1d, RUNS[:1], "test")
+    (path,) = records.glob("*.run")
+    path.rename(path.with_name(f".{path.name}.a1b2c3"))  # written, not yet moved to its name
+    sweep.sweep(convnet_on_mnist1d, RUNS[:1], "test")
+    assert computed == [0, 0] and path.exists()
 
 
 def test_a_damaged_record_is_computed_again(records, computed):

@@ -1,4 +1,8 @@
-"""The runs that the notebooks sweep over, one module a notebook; a run is a function from numbers to arrays."""
+"""The runs that the notebooks sweep over, one module a notebook; a run is a function from numbers to arrays.
+
+A run must be a function of a module, not of a notebook: other processes import it, here or, with ``KADAM_CLUSTER``, on
+other machines. One that reads a data set says so (``uses``); one of files is looked for in ``KADAM_DATA``.
+"""
 
 from __future__ import annotations
 

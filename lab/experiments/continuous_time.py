@@ -19,12 +19,13 @@ from lab.problems import Problem, algorithm, error_over_distance, sharpness, tra
 def tracking(
     seed: int, steps: int, lr: float, weight_decay: float = 0.0, k: int = 1, memory: str = "matched",
     form: str = "second", swapped: bool = False, batches: bool = False, width: int = 16, layers: int = 1,
-    eps: float = 1e-8, tolerance: float = 1e-3,
+    eps: float = 1e-8, tolerance: float = 1e-3, effort: int = 3,
 ) -> dict[str, Any]:  # fmt: skip
     """k-Adam with (gamma, beta) = (0.9, 0.999) on a transformer, and its flow, over all parameters in float64.
 
     With ``batches`` the algorithm sees another batch at every step and the flow goes over from one to the next
-    (``lab.problems.blended``); otherwise one batch is all the data. ``swapped`` gives the flow beta for gamma.
+    (``lab.problems.blended``); otherwise one batch is all the data. ``swapped`` gives the flow beta for gamma. The
+    flow may take ``effort`` gradients for each of the algorithm's.
 
     Returns ``error`` over the distance travelled, at every step that the flow reached; ``spread``, the median, the
     90 and the 99 % quantile and the largest error of a coordinate at the end, over the root mean square distance; of
@@ -38,7 +39,8 @@ def tracking(
     modelled = [Stage(beta, gamma) for gamma, beta in stages] if swapped else stages
     flow = Flow(modelled, lr, weight_decay, eps, memory, form)
     fixed: dict[str, Any] = dict(step=lr, order=2) if batches else dict(tolerance=tolerance)
-    solution = integrate(flow, problem.gradient, problem.theta, np.arange(steps + 1) * lr, **fixed)
+    times = np.arange(steps + 1) * lr
+    solution = integrate(flow, problem.gradient, problem.theta, times, max_evaluations=effort * steps, **fixed)
     path, reached = path[: len(solution.theta)], solution.theta
     off = (reached[-1] - path[-1]).abs() / (path[-1] - path[0]).square().mean().sqrt()
     generator = torch.Generator().manual_seed(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kadam import ensemble, stability
-from kadam.optimizer import KAdam
 from lab import data
 from lab.experiments import uses
 from lab.models import ConvNet, Transformer
-from lab.training import cross_entropy, shuffled_batches, train
+from lab.training import cross_entropy, kadam_anywhere, shuffled_batches, text_blocks, train
 
 Array = NDArray[np.float64]
 Points = Sequence[Sequence[float]]
@@ -53,11 +51,10 @@ def blocks(tokens: Tensor, context: int) -> data.Labelled:
 
     Of the held-out blocks every sixteenth is for validation, and every sixteenth, halfway between those, for the test.
     """
-    count = len(tokens) // (context + 1)
-    pieces = tokens[: count * (context + 1)].view(count, context + 1)
-    train, held_out = pieces.split([count - count // 5, count // 5])
-    parts = (train, held_out[::16], held_out[8::16])
-    return data.Labelled(*(half for part in parts for half in (part[:, :-1], part[:, 1:])))
+    x, y = text_blocks(tokens, context)
+    start = len(x) - len(x) // 5  # of what is held out
+    parts = (slice(start), slice(start, None, 16), slice(start + 8, None, 16))
+    return data.Labelled(*(half[part] for part in parts for half in (x, y)))
 
 
 def _trained(
@@ -82,9 +79,7 @@ def difference_to_single_runs(points: Points, lr: float, steps: int, seed: int =
     for beta, gamma in points:
         torch.manual_seed(seed)
         model = ConvNet(channels=16)
-        with warnings.catch_warnings():  # some points are meant to lie outside the stable region
-            warnings.filterwarnings("ignore", message="KAdam: outside the stable region")
-            optimizer = KAdam(model.parameters(), lr=lr, betas=(gamma, beta), k=1, weight_decay=0.0)
+        optimizer = kadam_anywhere(model.parameters(), lr=lr, betas=(gamma, beta), k=1, weight_decay=0.0)
 
         def validation_loss(model: nn.Module = model) -> float:
             with torch.no_grad():

@@ -18,7 +18,8 @@ from kadam.update import Moments, Stage
 from lab import data
 from lab.experiments import uses
 from lab.experiments.hyperparameters import blocks
-from lab.models import BranchNormTransformer, ConvNet, Perceptron
+from lab.models import ConvNet
+from lab.normalised import BranchNormTransformer, Perceptron
 from lab.training import cross_entropy, shuffled_batches
 
 Array = NDArray[np.float64]
@@ -210,7 +211,9 @@ def sphere(
     """
     parts = data.mnist1d()
     model = Perceptron(width).double()
-    model.norm_first.eps = model.norm_second.eps = 0.0  # so that the loss depends on the directions alone
+    for layer in (model.norm_first, model.norm_second):
+        assert isinstance(layer, nn.LayerNorm)
+        layer.eps = 0.0  # so that the loss depends on the directions alone
     _, init = ensemble.from_module(lambda: Perceptron(width).double(), cross_entropy)
     hidden = ("first.weight", "second.weight")
     order = list(shuffled_batches(parts.x.double(), parts.y, batch, steps, seed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from kadam.optimizer import KAdam
 from lab import data
 from lab.experiments import uses
 from lab.models import Transformer
-from lab.training import History, largest_update, shuffled_batches, single_pass, text_blocks, train
+from lab.training import History, kadam_anywhere, largest_update, shuffled_batches, single_pass, text_blocks, train
 
 
 @uses("words")
@@ -43,9 +42,9 @@ def transformer_on_words(
         torch.manual_seed(seed)
         model = Transformer(len(text.vocabulary), context).to(getattr(torch, dtype))
         betas = [(gamma, beta) for beta, gamma in pairs]
-        with warnings.catch_warnings():  # half of the points are meant to lie outside the stable region
-            warnings.filterwarnings("ignore", message="KAdam: outside the stable region")
-            optimizer = KAdam(model.parameters(), lr, betas, eps, weight_decay, k=len(betas))
+        optimizer = kadam_anywhere(
+            model.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, k=len(betas)
+        )
         return model, optimizer, train(model, optimizer, batches(), {"it": lambda: observe(model, optimizer)})
 
     def everywhere(model: Transformer, of: Callable[[Tensor], Tensor]) -> Tensor:

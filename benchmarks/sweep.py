@@ -59,8 +59,12 @@ def timed(runs: list[dict[str, Any]], cores: int) -> dict[str, float]:
 
 def measure(count: int, steps: int, cores: int) -> dict[str, Any]:
     """Both sweeps, and the second's runs one after the other."""
+    runs = range(count)
     first, second = (
-        [dict(k=2, schedule="naive", lr=1e-3, seed=seed, steps=steps, batch=50) for seed in range(start, start + count)]
+        [
+            dict(members=[dict(k=2, lr=1e-3)], seed=seed, steps=steps, every=steps)
+            for seed in range(start, start + count)
+        ]
         for start in (0, count)
     )
     found: dict[str, Any] = {"with the start of the processes": timed(first, cores)}

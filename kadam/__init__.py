@@ -1,8 +1,8 @@
 """k-Adam for PyTorch and the theory behind it (Gould & Tanaka, arXiv 2411.05746).
 
 ``kadam.KAdam`` is the optimizer; ``kadam.stability`` has the bounds on its updates; ``kadam.flow`` is its model in
-continuous time, which ``kadam.integrate`` solves; ``kadam.ensemble`` makes many runs at once; ``kadam.update`` is the
-formula itself.
+continuous time, which ``kadam.integrate`` solves; ``kadam.invariance`` has the norm laws of scale-invariant weights;
+``kadam.ensemble`` makes many runs at once; ``kadam.update`` is the formula itself.
 """
 
 from kadam import ensemble, stability

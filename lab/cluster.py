@@ -1,6 +1,6 @@
 """Calls on the workers of a Dask cluster; imported only when ``KADAM_CLUSTER`` names one.
 
-    dask scheduler
+    PYTHONPATH=. dask scheduler
     PYTHONPATH=. dask worker tcp://host:8786 --nworkers 8 --nthreads 1
 
 Every worker is a process of one thread, started in this same version of the code, with the same versions of Python and
@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
-from distributed import Client, Future, wait
+from distributed import Client, Future, get_worker, wait
 from distributed.client import FuturesCancelledError
 
 from lab import provenance
 
 AHEAD = 2  # calls that a worker holds: one under way, one to go on with
-START = "start it in this checkout: PYTHONPATH=. dask worker ADDRESS --nthreads 1"
+START = "start it in this checkout: PYTHONPATH=. dask"
+WORKER = "worker ADDRESS --nthreads 1"
 LOST = "KADAM_CLUSTER: the connection to the scheduler was lost; the finished runs are kept"
 ANSWER = 10.0  # seconds in which a scheduler must answer
 PATIENCE = 60.0  # seconds until a cluster without workers is given up
@@ -42,11 +43,11 @@ def results(address: str, function: Callable[..., Any], calls: Sequence[tuple[An
     if not calls:
         return
     with _connect(address) as client:
-        expected = _expected()
+        expected = _like_here()
         _check(client, address, expected)
         waiting, running = deque(calls), set[Future[Any]]()
         while waiting or running:
-            while waiting and len(running) < AHEAD * max(1, len(_workers(client))):
+            while waiting and len(running) < AHEAD * max(1, _workers(client)):
                 running.add(client.submit(_call, expected, function, waiting.popleft(), pure=False))
             for future in _finished(client, running):
                 running.remove(future)
@@ -76,46 +77,60 @@ def _finished(client: Client, running: set[Future[Any]]) -> list[Future[Any]]:
                 raise ClusterError("KADAM_CLUSTER: no worker is left; the finished runs are kept") from None
 
 
-def _workers(client: Client) -> dict[str, int]:
-    """Threads by worker."""
+def _workers(client: Client) -> int:
     try:
-        return client.nthreads()
+        return len(client.nthreads())
     except OSError:
         raise ClusterError(LOST) from None
 
 
-def _expected() -> dict[str, Any]:
-    return {"version of the code": provenance.project_version(), "OMP_NUM_THREADS": "1", **provenance.versions()}
+def _like_here() -> dict[str, Any]:
+    """What every worker must be."""
+    code = {"version of the code": provenance.project_version(), **provenance.versions()}
+    # threads would share one torch, with one random generator
+    return {**code, "number of threads": 1, "OMP_NUM_THREADS": "1"}
 
 
 @cache
-def _here() -> dict[str, Any]:
+def _met() -> dict[str, Any]:
     # once a process, when it first meets this project: what it imported does not follow a later change on its disk
-    return {**_expected(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+    return _like_here()
+
+
+def _worker(dask_worker: Any) -> dict[str, Any]:
+    """What this worker is; ``Client.run`` fills in the argument of that name."""
+    own = {"number of threads": dask_worker.state.nthreads, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+    return {**_met(), **own}
 
 
 def _check(client: Client, address: str, expected: dict[str, Any]) -> None:
     """Refuse a cluster any of whose workers would not compute as this process does."""
-    threads = _workers(client)
-    if not threads:
-        raise ClusterError(f"KADAM_CLUSTER: {address} has no workers; {START.replace('it', 'some')}")
-    for worker, found in client.run(_here, on_error="return").items():
+    try:  # it unpickles the calls
+        client.run_on_scheduler(provenance.digest, "anything")
+    except OSError:
+        raise ClusterError(LOST) from None
+    except Exception as error:
+        message = f"KADAM_CLUSTER: the scheduler cannot import this project ({error}); {START} scheduler"
+        raise ClusterError(message) from None
+    if not _workers(client):
+        raise ClusterError(f"KADAM_CLUSTER: {address} has no workers; {START.replace('it', 'some')} {WORKER}")
+    for worker, found in client.run(_worker, on_error="return").items():
         if isinstance(found, OSError):  # it died just now
             continue
         if isinstance(found, Exception):
-            raise ClusterError(f"KADAM_CLUSTER: worker {worker} cannot import this project ({found}); {START}")
+            raise ClusterError(f"KADAM_CLUSTER: worker {worker} cannot import this project ({found}); {START} {WORKER}")
         _compare(worker, found, expected)
-        if threads.get(worker, 1) != 1:
-            raise ClusterError(f"KADAM_CLUSTER: worker {worker} has {threads[worker]} threads (must be 1); {START}")
 
 
 def _compare(worker: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, value in expected.items():
         if found[name] != value:
-            raise ClusterError(f"KADAM_CLUSTER: worker {worker}: {name} is {found[name]} (must be {value}); {START}")
+            raise ClusterError(
+                f"KADAM_CLUSTER: worker {worker}: {name} is {found[name]} (must be {value}); {START} {WORKER}"
+            )
 
 
 def _call(expected: dict[str, Any], function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
     # also here, for a worker that came in mid-sweep
-    _compare("that joined late", _here(), expected)
+    _compare("that joined late", _worker(get_worker()), expected)
     return function(*call)

@@ -34,51 +34,6 @@ class ConvNet(nn.Module):
         return self.readout(self.features(x.unsqueeze(1)).flatten(1))
 
 
-class Perceptron(nn.Module):
-    """Two hidden layers of ReLUs for signals of 40 samples in 10 classes.
-
-    Args:
-        width: of both hidden layers.
-        norm: ``"none"``, or ``"layer"`` for a LayerNorm before every ReLU, which makes the weights in front of it
-            scale-invariant.
-
-    Input (batch, 40), output (batch, 10).
-    """
-
-    def __init__(self, width: int = 64, norm: str = "none") -> None:
-        super().__init__()
-        if norm not in ("none", "layer"):
-            raise ValueError(f"norm: {norm!r} (must be 'none' or 'layer')")
-        layers: list[nn.Module] = []
-        for inputs in (40, width):
-            layers.append(nn.Linear(inputs, width))
-            if norm == "layer":
-                layers.append(nn.LayerNorm(width))
-            layers.append(nn.ReLU())
-        self.layers = nn.Sequential(*layers, nn.Linear(width, 10))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
-class ImageConvNet(nn.Module):
-    """Three strided convolutions and a linear read-out, for colour images of 32 x 32 pixels in 10 classes.
-
-    Input (batch, 3, 32, 32), output (batch, 10).
-    """
-
-    def __init__(self, channels: int = 32) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs in ((3, channels), (channels, 2 * channels), (2 * channels, 2 * channels)):
-            layers += [nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1), nn.ReLU()]
-        self.features = nn.Sequential(*layers)
-        self.readout = nn.Linear(32 * channels, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.readout(self.features(x).flatten(1))
-
-
 class Transformer(nn.Module):
     """A causal pre-LayerNorm language model with learned positions; input embedding and read-out are not tied.
 

@@ -90,7 +90,7 @@ def test_a_worker_that_is_killed_costs_nothing(records, two_workers, monkeypatch
         left.append(len(RUNS) - len(list(records.glob("*.run"))))
         victim.send_signal(signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     there = sweep.sweep(quadratic_map, RUNS, "test")
     killer.join()
@@ -125,21 +125,11 @@ def test_finished_runs_are_not_computed_again_and_survive_a_failing_one(records)
     assert len(now) == 3 and now | times == now
 
 
-@pytest.mark.parametrize("name", ["version of the code", "torch", "python"])
-def test_a_worker_of_another_version_is_refused(records, monkeypatch, name):
-    if name == "version of the code":
-        monkeypatch.setattr(provenance, "project_version", lambda: "changed")
-    else:
-        versions = {**provenance.versions(), name: "changed"}
-        monkeypatch.setattr(provenance, "versions", lambda: versions)
-    refused(f"worker tcp://.*: {name} is .* \\(must be changed\\)")
-
-
-def test_a_worker_of_several_threads_is_refused(records, monkeypatch):
-    # they would share one torch, with one generator and one number of threads
-    original = cluster._workers
-    monkeypatch.setattr(cluster, "_workers", lambda client: dict.fromkeys(original(client), 2))
-    refused("worker tcp://.* has 2 threads \\(must be 1\\)")
+@pytest.mark.parametrize("name", ["version of the code", "torch", "python", "number of threads", "OMP_NUM_THREADS"])
+def test_a_worker_that_is_not_like_this_process_is_refused(records, monkeypatch, name):
+    expected = cluster._like_here()
+    monkeypatch.setattr(cluster, "_like_here", lambda: {**expected, name: "changed"})
+    refused(f"worker tcp://.*: {name} is {expected[name]} \\(must be changed\\)")
 
 
 def test_a_late_worker_of_another_version_is_refused(records, monkeypatch):
@@ -169,10 +159,23 @@ def when_computing(two_workers, act):
         )
         act()
 
-    threading.Thread(target=watch).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 ENDLESS = [{**RUNS[0], "steps": 10**6}]
+
+
+def test_a_scheduler_that_cannot_import_the_project_is_refused(records, tmp_path, monkeypatch):
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    where = tmp_path / "scheduler.json"
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*command, "--no-dashboard", "--scheduler-file", where], cwd=tmp_path, **silent) as process:
+        until(where.exists)
+        monkeypatch.setenv("KADAM_CLUSTER", json.loads(where.read_text())["address"])
+        refused(
+            "the scheduler cannot import this project .*lab.*; start it in this checkout: PYTHONPATH=. dask scheduler"
+        )
+        process.kill()
 
 
 def test_a_cluster_whose_last_worker_dies_is_given_up(records, two_workers, monkeypatch):

@@ -21,7 +21,9 @@ from lab.experiments.k_adam import (
     state_bytes,
 )
 from lab.files import ROOT
-from lab.models import ConvNet, ImageConvNet, Perceptron
+from lab.image_models import ImageConvNet
+from lab.models import ConvNet
+from lab.normalised import Perceptron
 from lab.training import cross_entropy, shuffled_batches, train
 
 ARMS = {"Adam": dict(k=1), "twice": dict(k=2, schedule="exp"), "one lag": dict(k=2, betas=[(0.9, 0.999), (0.0, 0.999)])}
@@ -63,8 +65,8 @@ def test_layer_norm_makes_the_weights_before_it_scale_invariant():
         model = Perceptron(norm=norm)
         before = model(x)
         with torch.no_grad():
-            model.layers[0].weight *= 3
-            model.layers[0].bias *= 3
+            for param in model.first.parameters():
+                param *= 3
         assert torch.allclose(model(x), before, atol=1e-3) == invariant
     with pytest.raises(ValueError, match="norm: 'batch'"):
         Perceptron(norm="batch")

@@ -30,3 +30,17 @@ def test_imports_count_all_the_way(tmp_path, monkeypatch):
 def test_only_this_projects_modules_have_a_version():
     with pytest.raises(ValueError, match="module: 'numpy'"):
         provenance.module_version("numpy")
+
+
+def test_the_projects_version_is_that_of_all_its_code(tmp_path, monkeypatch):
+    for name in ("kadam/update.py", "lab/training.py", "kadam/kernel.cpp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    versions = [provenance.project_version()]
+    (tmp_path / "lab/training.py").write_text("'Says.'\nx = 1  # why\n")
+    assert provenance.project_version() == versions[0]
+    for name in ("kadam/update.py", "lab/training.py", "kadam/kernel.cpp", "lab/new.py"):
+        (tmp_path / name).write_text("x = 2\n")
+        versions.append(provenance.project_version())
+    assert len(set(versions)) == 5

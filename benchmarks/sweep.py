@@ -59,14 +59,9 @@ def timed(runs: list[dict[str, Any]], cores: int) -> dict[str, float]:
 
 def measure(count: int, steps: int, cores: int) -> dict[str, Any]:
     """Both sweeps, and the second's runs one after the other."""
-    runs = range(count)
-    first, second = (
-        [
-            dict(members=[dict(k=2, lr=1e-3)], seed=seed, steps=steps, every=steps)
-            for seed in range(start, start + count)
-        ]
-        for start in (0, count)
-    )
+    member = dict(k=2, lr=1e-3)
+    runs = [dict(members=[member], seed=seed, steps=steps, every=steps) for seed in range(2 * count)]
+    first, second = runs[:count], runs[count:]
     found: dict[str, Any] = {"with the start of the processes": timed(first, cores)}
     found["processes ready"] = timed(second, cores)
     torch.set_num_threads(1)

@@ -155,4 +155,4 @@ def test_every_dependency_has_its_reason_in_the_readme(three):
 def test_the_readmes_examples_print_what_they_say():
     import doctest
 
-    assert doctest.testfile(str(ROOT / "README.md"), module_relative=False) == (0, 19)
+    assert doctest.testfile(str(ROOT / "README.md"), module_relative=False) == (0, 31)

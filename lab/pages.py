@@ -225,8 +225,9 @@ def _execute(source: Path, folder: Path, parameters: dict[str, Any]) -> None:
 def _papermill(source: Path, target: Path, parameters: dict[str, Any]) -> None:
     # the kernel's own warnings (it speaks plain TCP on this machine) are not the reader's concern
     try:
-        papermill.execute_notebook(source, target, parameters, cwd=NOTEBOOKS, kernel_name="python3",
-                                   progress_bar=False, extra_arguments=["--log-level=CRITICAL"])  # fmt: skip
+        # one print after the other is one output, however slow they come
+        papermill.execute_notebook(source, target, parameters, cwd=NOTEBOOKS, kernel_name="python3", progress_bar=False,
+                                   coalesce_streams=True, extra_arguments=["--log-level=CRITICAL"])  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise PageError(f"{source.stem}: cell {error.exec_count} raised {error.ename}: {error.evalue}") from None
     except (DeadKernelError, CellTimeoutError) as error:

@@ -101,7 +101,8 @@ def lag_squared_norms(
 
     Args:
         u_squared: |u_n|^2, (T, ...).
-        v: bias-corrected second moment, averaged over the weight's entries, (T, ...); 1 for an optimizer without.
+        v: bias-corrected second moment, averaged over the weight's entries, (T, ...); 1 for an optimizer without. As
+            long as it is 0 there was no gradient, and p is 0.
         start, lr, weight_decay, gamma: N_0 and the settings; they broadcast against (...).
     """
     u_squared, lr, weight_decay = _series(u_squared), np.asarray(lr), np.asarray(weight_decay)
@@ -110,7 +111,7 @@ def lag_squared_norms(
     inner = np.zeros(u_squared.shape[1:])
     for n, u in enumerate(u_squared, start=1):
         if n > 1:
-            carry = carried(n, gamma, v[n - 2], v[n - 1])
+            carry = np.where(v[n - 1] > 0, carried(n, gamma, v[n - 2], np.where(v[n - 1] > 0, v[n - 1], 1.0)), 0.0)
             inner = next_inner(inner, u_squared[n - 2], lr, weight_decay, carry)
         norms.append(next_squared_norm(norms[-1], u, lr, weight_decay, inner))
         inners.append(inner)
@@ -215,7 +216,7 @@ def scale_invariant_weights(
     Raises:
         ValueError: the loss is not a finite number.
     """
-    params = {name: param for name, param in module.named_parameters() if param.requires_grad}
+    params = {name: param for name, param in module.named_parameters() if param.requires_grad and param.numel()}
     kept = {name: param.detach().clone() for name, param in params.items()}
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     generator = torch.Generator().manual_seed(seed)
@@ -247,7 +248,7 @@ def scale_invariant_weights(
     try:
         for _ in range(3):
             for name, param in params.items():
-                size = max(kept[name].norm().item() / param.numel() ** 0.5, (len(param) / param.numel()) ** 0.5)
+                size = max(kept[name].norm().item() / param.numel() ** 0.5, (_rows(param) / param.numel()) ** 0.5)
                 param.copy_(kept[name] + 0.3 * size * noise(param))
             base = evaluated()
             least += 100 * torch.finfo(torch.float32).eps * abs(base)
@@ -277,6 +278,10 @@ def _divisors(param: Tensor) -> list[int]:
     """The numbers of equal blocks into which a parameter's rows can be cut; a vector is one block."""
     rows = len(param) if param.ndim > 1 else 1
     return [count for count in range(1, rows + 1) if rows % count == 0]
+
+
+def _rows(param: Tensor) -> int:
+    return param.shape[0] if param.ndim else 1
 
 
 def _blocks(tensor: Tensor, count: int) -> Tensor:
@@ -318,7 +323,7 @@ class Recorder:
     Args:
         module: has the weights.
         optimizer: ``KAdam`` of any k, torch's ``AdamW``, ``Adam`` without weight decay, or ``SGD`` (with weight decay
-            only if without momentum).
+            only if without momentum). A step that a GradScaler has it skip is not counted.
         weights: names with numbers of units, as ``scale_invariant_weights`` gives them. Any other may be named too.
 
     Attached after the first step, the lag law starts from the true <W, u> of the first step that it sees. For k > 1
@@ -333,8 +338,8 @@ class Recorder:
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, weights: Mapping[str, int]) -> None:
         params = dict(module.named_parameters())
-        groups = {param: group for group in optimizer.param_groups for param in group["params"]}
-        self._tracks = []
+        groups = _groups(optimizer)
+        self._tracks: list[_Track] = []
         for name, units in weights.items():
             if name not in params:
                 raise ValueError(f"weights: {name!r} (the module has {', '.join(params)})")
@@ -343,10 +348,10 @@ class Recorder:
                 raise ValueError(f"weights: {name!r} (is not among the optimizer's parameters)")
             if param.is_complex():
                 raise TypeError(f"weights: {name!r} is {param.dtype} (must be real)")
-            if isinstance(units, bool) or not isinstance(units, int) or units < 1 or param.shape[0] % units:
-                raise ValueError(f"weights: {name!r} has {units!r} units (must divide its {param.shape[0]} rows)")
+            if isinstance(units, bool) or not isinstance(units, int) or units < 1 or _rows(param) % units:
+                raise ValueError(f"weights: {name!r} has {units!r} units (must divide its {_rows(param)} rows)")
             _stages(optimizer, groups[param], name)  # refuses what cannot be followed
-            self._tracks.append(_Track(name, param, groups[param], units))
+            self._tracks.append(_Track(name, param, units))
         self._optimizer = optimizer
         self._handles = [
             optimizer.register_step_pre_hook(lambda *_: self._before()),
@@ -374,6 +379,7 @@ class Recorder:
     def _before(self) -> None:
         for track in self._tracks:
             track.before = track.param.detach().clone()
+            track.count = _count(self._optimizer, track.param)
 
     @torch.no_grad()
     def _after(self) -> None:
@@ -385,7 +391,10 @@ class Recorder:
                 )
             if grad.layout is not torch.strided:
                 raise RuntimeError(f"{track.name}: a sparse gradient (must be dense)")
-            track.follow(self._optimizer, grad)
+        groups = _groups(self._optimizer)  # anew, since loading a state replaces them
+        for track in self._tracks:
+            if not track.skipped(self._optimizer):
+                track.follow(self._optimizer, groups[track.param])
 
 
 class _Output(NamedTuple):
@@ -402,30 +411,37 @@ class _Track:
 
     name: str
     param: Tensor
-    group: dict[str, Any]
     units: int
     before: Tensor | None = None
+    count: int | None = None  # the optimizer's steps before this one, where it counts them
     settings: tuple[float, float] = (0.0, 0.0)
     outputs: list[_Output] = field(default_factory=list)
     reading: Reading | None = None
 
-    def follow(self, optimizer: torch.optim.Optimizer, grad: Tensor) -> None:
+    def skipped(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the optimizer took no step in its ``step``, as it does where a GradScaler found an overflow."""
+        assert self.param.grad is not None
+        if self.count is not None:
+            return _count(optimizer, self.param) == self.count
+        return self.before is None or not bool(self.param.grad.isfinite().all())
+
+    def follow(self, optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> None:
         """Take over one step, after it was taken."""
-        if self.before is None:
-            return
-        lr, weight_decay = float(self.group["lr"]), float(self.group["weight_decay"])
-        w, new, g = (self._rows(x) for x in (self.before, self.param, grad))
+        assert self.before is not None and self.param.grad is not None
+        lr, weight_decay, eps = (float(group.get(name, 0.0)) for name in ("lr", "weight_decay", "eps"))
+        state = optimizer.state.get(self.param, {})
+        w, new, g = (self._rows(x) for x in (self.before, self.param, self.param.grad))
         n_old, n_new = _dot(w, w), _dot(new, new)
         u = (new - (1 - lr * weight_decay) * w) / lr if lr else torch.zeros_like(w)
         u_squared, inner = _dot(u, u), _dot(w, u)
-        stages = _stages(optimizer, self.group, self.name)
-        self._advance_lag(optimizer.state[self.param], stages, w, u)
+        stages = _stages(optimizer, group, self.name)
+        self._advance_lag(state, stages, w, u, eps)
         self.settings = lr, weight_decay
         lag = self.outputs[-1].inner
         factor = 1 + sum(float(momentum_factor(float(stage.gamma))) - 1 for stage in stages)
         added = {"paper": (u_squared, 0.0), "momentum": (factor * u_squared, 0.0), "lag": (u_squared, lag)}
-        if len(stages) == 1 and "exp_avg_sq" in (state := optimizer.state[self.param]):
-            root = update.denominator(state["exp_avg_sq"], int(state["step"]), stages[0].beta, self.group["eps"])
+        if len(stages) == 1 and "exp_avg_sq" in state:
+            root = update.denominator(state["exp_avg_sq"], int(state["step"]), stages[0].beta, eps)
             ratio = g / self._rows(root)
             added["gradient"] = _dot(ratio, ratio), 0.0
         predicted = {}
@@ -440,7 +456,7 @@ class _Track:
             angle=torch.atan2(across, kept),
         )  # fmt: skip
 
-    def _advance_lag(self, state: Mapping[str, Any], stages: Sequence[Stage], w: Tensor, u: Tensor) -> None:
+    def _advance_lag(self, state: Mapping[str, Any], stages: Sequence[Stage], w: Tensor, u: Tensor, eps: float) -> None:
         """The lag law's p of this step, through all stages; ``state`` is the optimizer's."""
         found: list[_Output] = []
         n = int(state["step"]) if "step" in state else math.inf  # SGD corrects no bias
@@ -449,9 +465,9 @@ class _Track:
             output, root = u, torch.ones_like(u[:, 0])
             if f"exp_avg_sq{end}" in state:
                 m, v = state[f"exp_avg{end}"], state[f"exp_avg_sq{end}"]
-                root = (self._rows(v).mean(1) / update.bias_correction(stage.beta, n)).sqrt() + self.group["eps"]
+                root = (self._rows(v).mean(1) / update.bias_correction(stage.beta, n)).sqrt() + eps
                 if i + 1 < len(stages):
-                    output = -self._rows(update.output(Moments(m, v), n, stage, self.group["eps"]))
+                    output = -self._rows(update.output(Moments(m, v), n, stage, eps))
             if self.outputs:
                 last = self.outputs[i]
                 inner = next_inner(
@@ -466,6 +482,17 @@ class _Track:
 
     def _rows(self, tensor: Tensor) -> Tensor:
         return _blocks(tensor.detach(), self.units).double()
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Any]]:
+    return {param: group for group in optimizer.param_groups for param in group["params"]}
+
+
+def _count(optimizer: torch.optim.Optimizer, param: Tensor) -> int | None:
+    """The steps of a parameter; None for SGD, which does not count them."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return None
+    return int(optimizer.state.get(param, {}).get("step", 0))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -17,19 +17,19 @@ START, END = "<!-- verdicts: written by `make reproduce` -->", "<!-- end of verd
 def collect(profile: str) -> dict[str, Any]:
     """The claims of all pages by name: of those in ``results/<profile>/pages``, else as last recorded.
 
-    A page whose notebook is gone is dropped.
+    What is recorded stays also where it is up to date and the folder is not, as after a merge. A page whose notebook
+    is gone is dropped.
     """
     recorded = recorded_claims(profile)
     gathered = {}
     for page in pages.names():
         folder = pages.kept(page, profile)
-        if pages.is_whole(folder):
-            gathered[page] = {
-                "provenance": json.loads((folder / "provenance.json").read_text()),
-                "claims": json.loads((folder / "claims.json").read_text()),
-            }
-        elif page in recorded:
+        if page in recorded:
             gathered[page] = recorded[page]
+        if pages.is_whole(folder):
+            found = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("provenance", "claims")}
+            if is_current(page, profile, {page: found}) or not is_current(page, profile, recorded):
+                gathered[page] = found
     return gathered
 
 
@@ -55,9 +55,11 @@ def report(profile: str, asked: Iterable[str] | None = None) -> bool:
     folder = pages.results_of(profile)
     write_json(folder / "claims.json", gathered)
     write(folder / "CLAIMS.md", markdown(gathered, profile))
-    for page in gathered:
-        for figure in sorted((pages.kept(page, profile) / "figures").glob("*.png")):
-            write(folder / "figures" / figure.name, figure.read_bytes())
+    for page, entry in gathered.items():
+        kept = pages.kept(page, profile)
+        if pages.is_whole(kept) and json.loads((kept / "provenance.json").read_text()) == entry["provenance"]:
+            for figure in sorted((kept / "figures").glob("*.png")):
+                write(folder / "figures" / figure.name, figure.read_bytes())
     wanted = {name for entry in gathered.values() for name in entry["provenance"]["figures"]}
     for path in (folder / "figures").glob("*.png"):
         if path.name not in wanted:

@@ -28,23 +28,6 @@ def bootstrap_interval(values: ArrayLike, level: float = 0.95, draws: int = 10_0
     return mean, (min(float(low), mean), max(float(high), mean))
 
 
-def ratio_interval(
-    top: ArrayLike, bottom: ArrayLike, level: float = 0.95, draws: int = 10_000
-) -> tuple[float, Interval]:
-    """Mean of ``top`` over mean of ``bottom``, pairs, (n,), and its percentile bootstrap interval over the pairs.
-
-    Without meaning where zero is among the likely means of ``bottom``; the interval then is very wide.
-    """
-    pairs = np.stack([np.asarray(top, dtype=float), np.asarray(bottom, dtype=float)])
-    chosen = np.random.default_rng(0).integers(pairs.shape[1], size=(draws, pairs.shape[1]))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.divide(*pairs[:, chosen].mean(axis=2))
-        ratio = float(np.divide(*pairs.mean(axis=1)))
-    low = np.nanquantile(ratios, (1 - level) / 2, method="lower")  # without interpolation, since some may be infinite
-    high = np.nanquantile(ratios, (1 + level) / 2, method="higher")
-    return ratio, (min(float(low), ratio), max(float(high), ratio))
-
-
 def regression(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
     """Slope and intercept of the least-squares line of y on x; NaN where all x are equal."""
     if np.ptp(x) == 0:

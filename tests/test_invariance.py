@@ -329,3 +329,82 @@ def test_what_cannot_be_recorded_is_refused():
     model.query.weight.grad = None
     with pytest.raises(RuntimeError, match="query.weight: no gradient"):
         optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: torch.optim.AdamW(params, lr=1e-2, weight_decay=1.0, fused=True),
+        lambda params: KAdam(params, lr=1e-2, weight_decay=1.0, k=2, fused=True),
+        lambda params: torch.optim.SGD(params, lr=1e-2, fused=True),
+    ],
+)
+def test_steps_that_a_grad_scaler_skips_are_not_counted(make):
+    def read(skipped):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.LayerNorm(16), nn.Linear(16, 1))
+        optimizer, scaler = make(model.parameters()), torch.amp.GradScaler("cpu", init_scale=1.0)
+        recorder = Recorder(model, optimizer, {"0.weight": 1})
+        generator = torch.Generator().manual_seed(1)
+        for n in range(12):
+            if n in skipped:
+                optimizer.zero_grad()
+                scaler.scale(model(torch.randn(4, 8)).sum() * math.inf).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            optimizer.zero_grad()
+            model(torch.randn(4, 8, generator=generator)).square().mean().backward()
+            optimizer.step()
+        return recorder.read()["0.weight"]
+
+    with_skips, without = read({0, 1, 7}), read(set())
+    assert with_skips.steps == without.steps == 12
+    for law, norm in without.predicted.items():
+        assert torch.equal(with_skips.predicted[law], norm) and norm.isfinite().all()
+
+
+def test_a_loaded_state_brings_its_settings():
+    model, loss = everything()
+    optimizer = KAdam(model.parameters(), lr=1e-3, k=1)
+    recorder = Recorder(model, optimizer, {"linear_layer.weight": 1})
+    state = copy.deepcopy(optimizer.state_dict())
+    state["param_groups"][0]["lr"] = 1e-2
+    optimizer.load_state_dict(state)
+    loss().backward()
+    optimizer.step()
+    found = recorder.read()["linear_layer.weight"].u_squared
+    expected = optimizer.last_update(model.linear_layer.weight).double().square().sum()
+    assert torch.allclose(found, expected, rtol=1e-3)
+
+
+def test_all_weights_are_checked_before_any_is_recorded():
+    model, loss = everything()
+    optimizer = KAdam(model.parameters())
+    recorder = Recorder(model, optimizer, {"linear_layer.weight": 1, "query.weight": 2})
+    loss().backward()
+    optimizer.step()
+    model.query.weight.grad = None
+    with pytest.raises(RuntimeError, match="query.weight: no gradient"):
+        optimizer.step()
+    assert {reading.steps for reading in recorder.read().values()} == {1}
+
+
+def test_numbers_and_empty_parameters_are_no_obstacle():
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4))
+    model.temperature, model.nothing = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.empty(0, 3))
+    x = torch.randn(5, 3)
+
+    def loss():
+        return (model(x) * model.temperature).sin().sum() + model.nothing.sum()
+
+    assert scale_invariant_weights(model, loss) == {"0.weight": 1}
+    optimizer = KAdam([p for p in model.parameters() if p.numel()])
+    recorder = Recorder(model, optimizer, {"temperature": 1})
+    loss().backward()
+    optimizer.step()
+    assert recorder.read()["temperature"].squared_norm.item() == pytest.approx(model.temperature.item() ** 2)
+
+
+def test_the_lag_law_waits_for_the_first_gradient():
+    norms, inners = invariance.lag_squared_norms(1.0, [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.6], 0.1, 0.0, 0.9)
+    assert inners[:3].tolist() == [0, 0, 0] and inners[3] > 0 and np.isfinite(norms).all()

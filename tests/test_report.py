@@ -94,6 +94,17 @@ def test_figures_follow_the_pages(reported):
     assert [path.name for path in (reported / "results" / "figures").iterdir()] == ["new.png"]
 
 
+def test_a_record_that_is_up_to_date_stays_where_the_folder_is_older(reported):
+    report.report("standard")
+    parameters = reported / "notebooks" / "parameters" / "standard.yaml"
+    before = parameters.read_text()
+    parameters.write_text("tiny:\n  x: 0.75\n")
+    pages.run("tiny", "standard")
+    parameters.write_text(before)
+    assert report.report("standard")
+    assert report.recorded_claims("standard")["tiny"]["claims"][0]["measured"] == 1.25
+
+
 def test_results_of_pages_not_run_here_stay_and_those_of_lost_ones_go(reported):
     report.report("standard")
     recorded = reported / "results" / "claims.json"

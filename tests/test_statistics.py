@@ -6,7 +6,6 @@ from lab.statistics import (
     bootstrap_interval,
     mean_interval,
     rank_correlation,
-    ratio_interval,
     regression,
     simultaneous_intervals,
 )
@@ -91,13 +90,3 @@ def test_simultaneous_intervals_at_their_borders():
         simultaneous_intervals([[1.0, np.inf]])
     with pytest.raises(ValueError, match="shape .3,"):
         simultaneous_intervals([1.0, 2.0, 3.0])
-
-
-def test_a_ratio_of_means_and_its_interval():
-    bottom = np.array([1.0, 2.0, 3.0, 4.0])
-    ratio, (low, high) = ratio_interval(0.5 * bottom, bottom)
-    assert ratio == low == high == 0.5
-    ratio, (low, high) = ratio_interval(bottom + np.array([0.3, -0.3, 0.3, -0.3]), bottom)
-    assert ratio == pytest.approx(1.0) and low < 1 < high
-    _, (low, high) = ratio_interval([1.0, 1.0, 1.0], [-0.1, 0.2, 0.1])
-    assert high - low > 10

@@ -28,7 +28,8 @@ def collect(profile: str) -> dict[str, Any]:
             gathered[page] = recorded[page]
         if pages.is_whole(folder):
             found = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("provenance", "claims")}
-            if is_current(page, profile, {page: found}) or not is_current(page, profile, recorded):
+            same = page in recorded and found["provenance"]["key"] == recorded[page]["provenance"]["key"]
+            if same or not is_current(page, profile, recorded):
                 gathered[page] = found
     return gathered
 

@@ -114,6 +114,13 @@ def test_judged_by_hand():
     assert {name: value.item() for name, value in values.items()} == pytest.approx(expected)
 
 
+def test_no_run_is_judged_worse_than_one_that_diverged():
+    bad, diverged = [7.0, 6.0], [7.0, np.nan]
+    observed = dict.fromkeys(("validation_loss", "test_loss", "test_accuracy"), np.array([bad, diverged]))
+    values = judged(observed, np.array([10, 20]), target=2.5, chance=2.0)
+    assert [values[name].tolist() for name in ("loss", "stopped", "validation")] == [[2.0, 2.0]] * 3
+
+
 def test_best_lr_is_the_vertex_and_at_an_edge_the_edge():
     lrs = np.array([1e-4, 1e-3, 1e-2, 1e-1])
     parabola = np.exp((np.log(lrs) - np.log(2e-3)) ** 2)

@@ -137,7 +137,8 @@ def judged(observed: Mapping[str, Array], at: Array, target: float, chance: floa
 
     ``loss`` and ``accuracy``: the best on the test part; ``stopped``: the test loss where the validation loss is least;
     ``validation``: the least; ``steps``: to the test loss ``target`` (evaluations are at ``at``), infinite if never.
-    A run that diverged has the loss ``chance`` and the accuracy 0, whatever it reached before.
+    A run that diverged has the loss ``chance`` and the accuracy 0, whatever it reached before; no loss counts as more
+    than ``chance``, so that none is judged worse than diverging.
     """
     diverged = np.isnan(observed["test_loss"]).any(axis=-1)
     losses = {
@@ -147,7 +148,7 @@ def judged(observed: Mapping[str, Array], at: Array, target: float, chance: floa
     stopped = np.take_along_axis(test, validation.argmin(axis=-1)[..., None], axis=-1)[..., 0]
     best = {"loss": test.min(axis=-1), "stopped": stopped, "validation": validation.min(axis=-1)}
     return {
-        **{name: np.where(diverged, chance, values) for name, values in best.items()},
+        **{name: np.where(diverged, chance, np.minimum(values, chance)) for name, values in best.items()},
         "accuracy": np.where(diverged, 0.0, observed["test_accuracy"].max(axis=-1)),
         "steps": np.where(diverged, np.inf, steps_to(target, test, at)),
     }

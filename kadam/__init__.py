@@ -2,7 +2,8 @@
 
 ``kadam.KAdam`` is the optimizer; ``kadam.stability`` has the bounds on its updates; ``kadam.flow`` is its model in
 continuous time, which ``kadam.integrate`` solves; ``kadam.invariance`` has the norm laws of scale-invariant weights;
-``kadam.ensemble`` makes many runs at once; ``kadam.update`` is the formula itself.
+``kadam.ensemble`` makes many runs at once; ``kadam.update`` is the formula itself. Of the modules, ``ensemble`` and
+``stability`` come with ``import kadam``; the others are imported by name, ``from kadam import flow``.
 """
 
 from kadam import ensemble, stability

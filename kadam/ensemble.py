@@ -76,8 +76,9 @@ class Runs:
     Attributes:
         diverged_at: (E,), the step that was not taken because the loss or what it would have led to was not finite;
             0 for members that finished.
-        observed: one array per observer, (E, observations, ...). Of a member that diverged, the entries from that
-            step on are NaN: nothing was there to be observed.
+        observed: one array per observer, (E, observations, ...), of a floating dtype, float32 at least: whole numbers
+            and booleans come as such. Of a member that diverged, the entries from that step on are NaN: nothing was
+            there to be observed (``diverged_at`` tells this from a NaN that the observer gave).
         observed_at: the steps of the observations, counted from 1 after the update.
         params: the parameters after the last step taken, always finite, on the device of the runs; None unless
             asked for.
@@ -105,6 +106,9 @@ def from_module(
             module must not change its buffers (BatchNorm in training does).
         criterion: the loss, a scalar, from the module's output and the targets.
         device: where the members are to live.
+
+    Returns:
+        ``loss(params, batch)`` and ``init(seed)``; parameters are dicts of tensors by name.
     """
 
     def made(seed: int) -> nn.Module:

@@ -58,7 +58,10 @@ def momentum_factor(gamma: ArrayLike, decay: ArrayLike = 0.0) -> Array:
 
 
 def next_squared_norm(n: Any, u_squared: Any, lr: Any, weight_decay: Any, inner: Any = 0.0) -> Any:
-    """The identity N' = (1 - lambda eta)^2 N + 2 eta (1 - lambda eta) p + eta^2 |u|^2, with p = ``inner``."""
+    """The identity N' = (1 - lambda eta)^2 N + 2 eta (1 - lambda eta) p + eta^2 |u|^2, with p = ``inner``.
+
+    Numbers, arrays or tensors, which broadcast; one element a scale-invariant unit.
+    """
     keep = 1 - lr * weight_decay
     return keep**2 * n + 2 * lr * keep * inner + lr**2 * u_squared
 
@@ -66,7 +69,8 @@ def next_squared_norm(n: Any, u_squared: Any, lr: Any, weight_decay: Any, inner:
 def next_inner(inner: Any, u_squared: Any, lr: Any, weight_decay: Any, carry: Any) -> Any:
     """The lag law's p_n = carry [(1 - lambda eta) p_(n-1) + eta |u_(n-1)|^2]; ``inner``, ``u_squared`` are of step n-1.
 
-    ``carry`` is what is left at step n of the output of the moving average at step n-1: ``carried``.
+    ``carry`` is what is left at step n of the output of the moving average at step n-1: ``carried``. Numbers, arrays
+    or tensors, which broadcast; one element a scale-invariant unit.
     """
     return carry * ((1 - lr * weight_decay) * inner + lr * u_squared)
 
@@ -294,8 +298,9 @@ class Reading(NamedTuple):
     Attributes:
         steps: recorded steps.
         squared_norm: |W|^2.
-        predicted: the same by each of ``LAWS``, from the norm at the first recorded step and the updates alone. The
-            gradient law is there for Adam alone (KAdam's k = 1).
+        predicted: the same by each of ``LAWS``, from the norm before the first recorded step and what came after it:
+            the updates; for the lag law the second moments as well; for the gradient law gradients and second moments,
+            and no updates. The gradient law is there for Adam alone (KAdam's k = 1).
         u_squared: |u|^2 of the last step.
         inner: <W, u> of the last step, W before it.
         inner_lag: the same by the lag law.

@@ -91,7 +91,7 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
         f"# Claims and verdicts, profile `{profile}`\n",
         "Written by `make reproduce`; do not edit. Intervals are 95 %.\n",
     ]
-    header = ("claim", "source", "kind", "predicted", "accepted", "measured", "seeds", "verdict")
+    header = ("claim", "source", "kind", "predicted", "accepted", "measured", "seeds or points", "verdict")
     for page, entry in gathered.items():
         rows = [
             (f"**{claim.name}**: {claim.statement}", claim.source, claim.kind, _or_dash(claim.predicted),
@@ -113,11 +113,11 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
 
 
 def readme_table(gathered: dict[str, Any]) -> str:
-    """The README's table: the paper's claims, and of ours what did not come out; of the rest, how many there are."""
+    """The README's table: the paper's claims, and of ours, so marked, what did not come out; of the rest, how many."""
     everything = [(page, claim) for page, entry in gathered.items() for claim in claims_of(entry)]
     rows = [
-        (f"[{page[:2]}](notebooks/{page}.ipynb)", claim.statement, _or_dash(claim.predicted), claims.measured(claim),
-         claim.verdict)
+        (f"[{page[:2]}](notebooks/{page}.ipynb)", f"{'*ours:* ' * _is_ours(claim)}{claim.statement}",
+         _or_dash(claim.predicted), claims.measured(claim), claim.verdict)
         for page, claim in everything
         if claim.broken or (claim.kind == "replication" and not _ours_and_held(claim))
     ]  # fmt: skip
@@ -131,8 +131,12 @@ def readme_table(gathered: dict[str, Any]) -> str:
     return _table(("page", "claim", "predicted", "measured [95 % interval]", "verdict"), rows) + f"\n\n{rest}"
 
 
+def _is_ours(claim: Claim) -> bool:
+    return not claim.source.startswith("paper")
+
+
 def _ours_and_held(claim: Claim) -> bool:
-    return claim.kind == "replication" and claim.verdict in claims.HELD and not claim.source.startswith("paper")
+    return claim.kind == "replication" and claim.verdict in claims.HELD and _is_ours(claim)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:

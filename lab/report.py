@@ -48,7 +48,8 @@ def claims_of(entry: dict[str, Any]) -> list[Claim]:
 
 
 def report(profile: str, asked: Iterable[str] | None = None) -> bool:
-    """Write claims.json, CLAIMS.md and figures/ of a profile (of ``standard``, the README's table), print the verdicts.
+    """Write claims.json, CLAIMS.md, figures/ and tables/ of a profile (of ``standard``, the README's table); print the
+    verdicts.
 
     Returns whether every claim that must hold does, and every page ``asked`` for (all of them, if None) is up to date.
     """
@@ -61,9 +62,10 @@ def report(profile: str, asked: Iterable[str] | None = None) -> bool:
         if pages.is_whole(kept) and json.loads((kept / "provenance.json").read_text()) == entry["provenance"]:
             for figure in sorted((kept / "figures").glob("*.png")):
                 write(folder / "figures" / figure.name, figure.read_bytes())
+            write(folder / "tables" / f"{page}.txt", printed(kept / "executed.ipynb"))
     wanted = {name for entry in gathered.values() for name in entry["provenance"]["figures"]}
-    for path in (folder / "figures").glob("*.png"):
-        if path.name not in wanted:
+    for path in [*(folder / "figures").glob("*.png"), *(folder / "tables").glob("*.txt")]:
+        if path.name not in wanted and path.stem not in gathered:
             path.unlink()
     if profile == "standard":
         update_readme(ROOT / "README.md", gathered)
@@ -109,6 +111,18 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
             f"The page took {origin['seconds']} s, without the runs that were on disk already; commit"
             f" `{origin['commit']}`, {versions}, {origin['system']} {origin['machine']}, {origin['cores']} cores.\n",
         ]
+    return "\n".join(parts)
+
+
+def printed(executed: Path) -> str:
+    """All that an executed notebook printed, each piece under the last heading before it."""
+    parts, heading = [], ""
+    for cell in pages.read(executed).cells:
+        if cell.cell_type == "markdown":
+            heading = next((line for line in reversed(cell.source.splitlines()) if line.startswith("#")), heading)
+        else:
+            text = "".join(output.text for output in cell.outputs if output.get("name") == "stdout").strip("\n")
+            parts += [f"{heading}\n\n{text}\n"] if text else []
     return "\n".join(parts)
 
 

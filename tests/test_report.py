@@ -2,6 +2,7 @@ import json
 import re
 from dataclasses import asdict
 
+import nbformat
 import pytest
 from conftest import write_page
 
@@ -79,6 +80,21 @@ def test_a_page_that_was_not_asked_for_may_be_old(reported):
     write_page(reported / "notebooks", "other")
     assert report.report("standard", ["tiny"])
     assert not report.report("standard")
+
+
+def test_what_a_page_printed_is_kept_under_its_headings(reported):
+    write_page(reported / "notebooks", last="print('one')\npage.judge('c', x)\nprint('two')")
+    path = reported / "notebooks" / "tiny.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells.insert(3, nbformat.v4.new_markdown_cell("## Before\ntext\n### Experiment\ntext", id="heading"))
+    nbformat.write(notebook, path)
+    pages.run("tiny", "standard")
+    (reported / "results" / "tables").mkdir()
+    (reported / "results" / "tables" / "gone.txt").touch()
+    assert report.report("standard")
+    assert [path.name for path in (reported / "results" / "tables").iterdir()] == ["tiny.txt"]
+    text = (reported / "results" / "tables" / "tiny.txt").read_text()
+    assert text.startswith("### Experiment\n\none\ntwo\n\n### Experiment\n\nc  ")
 
 
 def test_figures_follow_the_pages(reported):

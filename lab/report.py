@@ -64,8 +64,9 @@ def report(profile: str, asked: Iterable[str] | None = None) -> bool:
                 write(folder / "figures" / figure.name, figure.read_bytes())
             write(folder / "tables" / f"{page}.txt", printed(kept / "executed.ipynb"))
     wanted = {name for entry in gathered.values() for name in entry["provenance"]["figures"]}
+    wanted |= {f"{page}.txt" for page in gathered}
     for path in [*(folder / "figures").glob("*.png"), *(folder / "tables").glob("*.txt")]:
-        if path.name not in wanted and path.stem not in gathered:
+        if path.name not in wanted:
             path.unlink()
     if profile == "standard":
         update_readme(ROOT / "README.md", gathered)

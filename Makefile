@@ -1,4 +1,4 @@
-# make reproduce | test | test-integrations | notebooks | bench | lint | lock; the README says what each does.
+# make reproduce | test | pages | records | audit | test-integrations | bench | lint | lock; the README says what each does.
 
 PROFILE ?= standard
 PYTHON ?= python3
@@ -23,19 +23,43 @@ unexport MPLBACKEND
 export PYTHON
 PY := .venv/bin/python
 
-.PHONY: reproduce test test-integrations notebooks bench lint lock environment
+.PHONY: reproduce test pages records audit test-integrations bench lint lock environment
 .DEFAULT_GOAL := reproduce
 
-# Runs every notebook that is not up to date; then the verdicts, also when a notebook failed.
+# Runs every notebook that is not up to date, from nothing but what this command computed before; then the verdicts,
+# also when a notebook failed; then what you got beside what is published.
+reproduce: export KADAM_RECORDS := off
 reproduce: environment
 	@$(MAKE) --no-print-directory --keep-going $(PAGES:%=page-%); ran=$$?; \
-	$(PY) -m lab report $(PAGES) --profile $(PROFILE) && exit $$ran
+	$(PY) -m lab report $(PAGES) --profile $(PROFILE); held=$$?; \
+	$(PY) -m lab compare $(PAGES) --profile $(PROFILE) && exit $$((ran + held))
 
 page-%: environment
 	@$(PY) -m lab run $* --profile $(PROFILE)
 
+# KADAM_RECORDS=only: the committed pages are executed from the published records, and nothing is computed in their place.
 test: environment
-	@KADAM_CACHE=off KADAM_PROGRESS=off $(PY) -m pytest $(TESTS)
+	@KADAM_CACHE=off KADAM_RECORDS=only KADAM_PROGRESS=off $(PY) -m pytest $(TESTS)
+	@$(if $(TESTS),,$(PY) -m lab audit --budget 60s)
+
+# The committed notebooks, executed anew from the published records, and results/ with them.
+pages: $(PAGES:%=execute-%)
+	@$(PY) -m lab report $(PAGES) --profile full
+
+execute-%: environment
+	@$(PY) -m lab execute $*
+
+# Compute the runs that the published pages lack, publish their records, and the short runs for the audit.
+records: $(PAGES:%=publish-%)
+	@$(PY) -m lab audit --publish
+
+publish-%: environment
+	@$(PY) -m lab publish $*
+
+# A sample of the published records, computed anew; with BASE=commit, proof that a change since then left them alone.
+BUDGET ?= 60s
+audit: environment
+	@$(PY) -m lab audit --budget $(BUDGET) $(if $(BASE),--base $(BASE))
 
 # The README's recipes for other frameworks, which stay in .venv until it is built anew.
 test-integrations: environment
@@ -50,7 +74,7 @@ notebook-%: environment
 
 # The figures behind the performance claims, into results/benchmarks; ten minutes on an idle machine.
 bench: environment
-	@for script in benchmarks/*.py; do PYTHONPATH=. $(PY) $$script || exit 1; done
+	@for script in benchmarks/*.py; do $(PY) $$script || exit 1; done
 
 lint: environment
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

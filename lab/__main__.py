@@ -1,4 +1,4 @@
-"""The command line: ``python -m lab run | report | execute | pages``."""
+"""The command line: ``python -m lab run | report | compare | execute | publish | why | audit | pages``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import ast
 import sys
 from typing import Any
 
-from lab import pages, report
+from lab import audit, compare, experiments, pages, records, report
 
 VARIABLES = """Environment: KADAM_WORKERS, number of processes; KADAM_CLUSTER, tcp://host:port of a Dask scheduler whose
-workers do the runs instead; KADAM_DATA, folder of the data sets that are files; KADAM_CACHE=off, keep no runs."""
+workers do the runs instead; KADAM_DATA, folder of the data sets that are files; KADAM_CACHE=off, keep no runs;
+KADAM_RECORDS=use, off or only: whether published records may, may not or must answer for runs."""
 
 
 def literal(name: str, text: str) -> Any:
@@ -19,6 +20,30 @@ def literal(name: str, text: str) -> Any:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
         raise pages.PageError(f"parameter {name}: {text!r} (must be a Python literal)") from None
+
+
+def explain(name: str | None) -> int:
+    """Say of the published records of a run whether they stand, and if not, why."""
+    known = experiments.all_runs()
+    if name is not None and name not in known:
+        raise records.RecordError(f"run: {name!r} (must be one of {', '.join(known)})")
+    old = 0
+    for folder in records.folders():
+        published = records.published(folder)
+        reasons: dict[tuple[str, tuple[str, ...]], int] = {}
+        for entry in published.manifest["records"]:
+            if name in (None, entry["run"]):
+                about = tuple(
+                    records.why_not(published.made(entry["id"]), entry["run"])
+                    if entry["run"] in known
+                    else ["no run is declared so"]
+                )
+                reasons[entry["run"], about] = reasons.get((entry["run"], about), 0) + 1
+        for (run, about), count in sorted(reasons.items()):
+            print(f"{folder}: {count} records of {run} {'are old:' if about else 'stand'}")
+            print("".join(f"    {line}\n" for line in about), end="")
+            old += bool(about)
+    return 1 if old else 0
 
 
 def main() -> int:
@@ -30,10 +55,21 @@ def main() -> int:
                      help="another value for a parameter, as Python writes it; kept under results/custom/")  # fmt: skip
     table = commands.add_parser("report", help="write results/ from the finished pages, print the verdicts")
     table.add_argument("pages", nargs="*", help="those that must be up to date (default: all)")
-    for command in (run, table):
+    beside = commands.add_parser("compare", help="what you computed beside what is published")
+    beside.add_argument("pages", nargs="*", help="default: all")
+    for command in (run, table, beside):
         command.add_argument("--profile", default="standard", choices=pages.PROFILES)
-    execute = commands.add_parser("execute", help="re-execute a committed notebook in place, outputs kept")
+    execute = commands.add_parser("execute", help="re-execute a committed notebook in place from the published records")
     execute.add_argument("page")
+    publish = commands.add_parser("publish", help="compute what a published page lacks, and publish its records")
+    publish.add_argument("page")
+    publish.add_argument("--partial", action="store_true", help="compute nothing; publish what is finished so far")
+    why = commands.add_parser("why", help="say which definition, version or data made the records of a run old")
+    why.add_argument("run", nargs="?", help="its name (default: all of them)")
+    check = commands.add_parser("audit", help="recompute a sample of the published records")
+    check.add_argument("--budget", default="60s", help="about how long, such as 60s or 10m")
+    check.add_argument("--base", help="a commit: show that its code and the present one give the same results")
+    check.add_argument("--publish", action="store_true", help="publish the short runs that the audit needs")
     commands.add_parser("pages", help="list the pages")
     given = parser.parse_args()
     try:
@@ -41,11 +77,22 @@ def main() -> int:
             pages.run(given.page, given.profile, {name: literal(name, value) for name, value in given.p})
         elif given.command == "execute":
             pages.execute_in_place(given.page)
+        elif given.command == "publish":
+            print(f"{given.page}: {pages.publish(given.page, given.partial)} records in results/records/{given.page}/")
+        elif given.command == "audit" and given.publish:
+            print(f"{audit.publish_short()} short runs in results/records/{audit.SHORT}/")
+        elif given.command == "audit":
+            budget = audit.seconds(given.budget)
+            return 0 if (audit.prove(given.base, budget) if given.base else audit.audit(budget)) else 1
+        elif given.command == "why":
+            return explain(given.run)
+        elif given.command == "compare":
+            return 0 if compare.write(given.profile, given.pages) else 1
         elif given.command == "pages":
             print("\n".join(pages.names()))
         else:
             return 0 if report.report(given.profile, given.pages) else 1
-    except pages.PageError as error:
+    except (pages.PageError, records.RecordError, audit.AuditError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

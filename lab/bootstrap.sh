@@ -25,4 +25,8 @@ if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --retri
     fi
     fail "The pinned packages could not be installed (log: $log)."
 fi
+# kadam and lab themselves, as they lie here (compat: both folders, though the wheel holds kadam alone)
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+    --config-settings editable_mode=compat -e . >>"$log" 2>&1 ||
+    fail "kadam itself could not be installed into .venv (log: $log)."
 cp requirements.lock .venv/complete

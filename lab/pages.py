@@ -1,8 +1,11 @@
 """The notebooks as pages: what they are, which parameters they take, how they are run, kept and checked.
 
+A committed notebook holds the parameters of the profile ``full`` and the outputs that follow from the published records
+(``make pages``). The other profiles change parameters (``notebooks/parameters/``) and compute from nothing.
+
 A page is run into a folder of its own, which takes its final name only when everything went well. Its record names
-what it was computed from (``key``), so a finished page is not run again unless its cells, its parameters or the code
-that it uses changed.
+what it was computed from, so a finished page is not run again unless its cells, its parameters, the code that they use
+or a run's results changed; prose and the look of figures do not count.
 """
 
 from __future__ import annotations
@@ -26,12 +29,13 @@ import papermill
 import yaml
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-from lab import provenance
+from lab import experiments, fingerprint, provenance, records, sweep
 from lab.claims import BROKEN
-from lab.files import CACHE, NOTEBOOKS, RESULTS, ROOT, write_json
+from lab.files import CACHE, NOTEBOOKS, RESULTS, write_json
 
 PROFILES = ("smoke", "standard", "full")
-MARK = "# NBVAL_CHECK_OUTPUT"
+IGNORE = "# NBVAL_IGNORE_OUTPUT"  # in a cell whose numbers another machine, or the clock, may change
+LOOKS = ("lab.figures", "lab.display", "lab.sweep", "lab.progress")  # modules that change no number of a page
 STRIPPED = ("metadata.papermill", "cell.metadata.papermill", "cell.metadata.execution",
             "metadata.language_info.version")  # fmt: skip
 
@@ -50,8 +54,8 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 
 def results_of(profile: str) -> Path:
-    """The folder of a profile's results: that of ``standard`` is results/ itself."""
-    return RESULTS if profile == "standard" else RESULTS / profile
+    """The folder of a profile's results: that of ``full``, which is published, is results/ itself."""
+    return RESULTS if profile == "full" else RESULTS / profile
 
 
 def kept(page: str, profile: str) -> Path:
@@ -60,13 +64,14 @@ def kept(page: str, profile: str) -> Path:
 
 
 def parameters_of(page: str, profile: str) -> dict[str, Any]:
-    """The page's parameters under ``profile``: the values in its parameters cell, overridden by the profile's file.
+    """The page's parameters under ``profile``: the values in its parameters cell, which are those of ``full``; for
+    another profile overridden by its file.
 
     Raises:
         PageError: the profile's file names a parameter that the page does not have, or of another type.
     """
     defaults = default_parameters(NOTEBOOKS / f"{page}.ipynb")
-    if profile == "smoke":
+    if profile == "full":
         return defaults
     file = NOTEBOOKS / "parameters" / f"{profile}.yaml"
     values = yaml.safe_load(file.read_text()) or {}
@@ -123,13 +128,23 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def key_of(page: str, parameters: dict[str, Any]) -> str:
-    """What a page's results depend on: its cells, its parameters, the code it imports, data and versions."""
-    cells = [(cell.cell_type, cell.source) for cell in read(NOTEBOOKS / f"{page}.ipynb").cells]
-    source = "\n".join(text for kind, text in cells if kind == "code" and not text.startswith("%"))
-    return provenance.digest(
-        {"cells": cells, "parameters": parameters, "code": provenance.code_version(source, page),
-         "data": (ROOT / "data" / "registry.json").read_text(), "versions": provenance.versions()}
-    )  # fmt: skip
+    """What a page's numbers depend on besides its runs: its code cells, its parameters, what they use, versions."""
+    cells = [cell for cell in read(NOTEBOOKS / f"{page}.ipynb").cells if cell.cell_type == "code"]
+    code = [cell.source for cell in cells if "parameters" not in cell.metadata.get("tags", [])]
+    source = "\n".join(text for text in code if not text.startswith("%"))
+    runs = [run.function for run in experiments.all_runs().values()]  # their results count, not their code
+    stop = [*LOOKS, *(f"{run.__module__}.{run.__qualname__}" for run in runs)]
+    closure = fingerprint.here().of_source(source, stop)
+    versions = provenance.versions(closure.packages & {"scipy", "sympy"})
+    return provenance.digest({"code": closure.fingerprint, "parameters": parameters, "versions": versions})
+
+
+def is_current(page: str, profile: str, origin: dict[str, Any]) -> bool:
+    """Whether results of this ``provenance`` are those of the page's present cells, parameters, code and runs."""
+    known = experiments.all_runs()
+    return origin["key"] == key_of(page, parameters_of(page, profile)) and all(
+        name in known and records.stands(made, name) for name, found in origin["rests_on"].items() for made in found
+    )
 
 
 def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> bool:
@@ -145,10 +160,10 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
     if overrides:
         parameters = {**parameters, **checked_parameters(overrides, parameters, page)}
         profile = "custom"
-    key, target = key_of(page, parameters), kept(page, profile)
+    target = kept(page, profile)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _only_one(page, target.parent / f"{page}.lock"):
-        if is_whole(target) and json.loads((target / "provenance.json").read_text())["key"] == key:
+        if not overrides and is_whole(target) and is_current(page, profile, origin_of(target)):
             say(page, "up to date")
             return False
         for stale in target.parent.glob(f".{page}.*"):
@@ -158,16 +173,14 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
         say(page, f"starts ({profile})")
         start = time.monotonic()
         try:
-            _execute(source, partial, parameters)
+            _execute(source, partial, parameters if profile != "full" else {})
             _require_verdicts(page, partial / "claims.json")
         except PageError as error:
             shutil.rmtree(failed, ignore_errors=True)
             partial.replace(failed)
             raise PageError(f"{error} (what it left is kept in {failed.relative_to(RESULTS.parent)}/)") from None
         seconds = round(time.monotonic() - start)
-        figures = sorted(path.name for path in partial.glob("figures/*.png"))
-        record = {"page": page, "key": key, "profile": profile, "parameters": parameters, "seconds": seconds}
-        write_json(partial / "provenance.json", {**record, "figures": figures, **provenance.environment()})
+        write_json(partial / "provenance.json", _origin(page, profile, parameters, partial))
         if target.exists():
             target.replace(target.parent / f".{page}.old")
         partial.replace(target)
@@ -175,6 +188,33 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
             shutil.rmtree(gone, ignore_errors=True)
     say(page, f"finished in {seconds // 60} min {seconds % 60} s")
     return True
+
+
+def _origin(page: str, profile: str, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a finished page was computed from."""
+    used = used_runs(folder)
+    rests_on: dict[str, list[dict[str, Any]]] = {}
+    for entry in used:
+        made = {name: entry[name] for name in ("code", "data", "versions")}
+        if made not in rests_on.setdefault(entry["run"], []):
+            rests_on[entry["run"]].append(made)
+    return {
+        "page": page, "profile": profile, "key": key_of(page, parameters), "parameters": parameters,
+        "runs": len({entry["id"] for entry in used}), "rests_on": rests_on,
+        "figures": sorted(path.name for path in folder.glob("figures/*.png")),
+    }  # fmt: skip
+
+
+def used_runs(folder: Path) -> list[dict[str, Any]]:
+    """What a page asked for while it ran, with what the answers were made from; nothing where it swept nothing."""
+    path = folder / sweep.USED
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [entry for entry in map(json.loads, lines) if "sha256" in entry]
+
+
+def origin_of(folder: Path) -> dict[str, Any]:
+    """The ``provenance.json`` of a finished page."""
+    return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
 
 
 @contextmanager
@@ -203,8 +243,12 @@ def _source(page: str) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a page's folder holds all that a finished page leaves."""
-    return all((folder / name).is_file() for name in ("executed.ipynb", "claims.json", "provenance.json"))
+    """Whether a page's folder holds all that a finished page leaves, and it can be read."""
+    try:
+        read(folder / "executed.ipynb")
+        return all(json.loads((folder / f"{name}.json").read_text()) for name in ("claims", "provenance"))
+    except (OSError, ValueError):  # missing or cut off: the page is run again
+        return False
 
 
 def _execute(source: Path, folder: Path, parameters: dict[str, Any]) -> None:
@@ -257,30 +301,67 @@ def normalise(path: Path) -> None:
 
 
 def execute_in_place(page: str) -> None:
-    """Execute a committed notebook with its own (smoke) parameters and keep its outputs, normalised."""
-    path, temporary = _source(page), CACHE / f"{page}.ipynb"
+    """Execute a committed notebook from the published records alone; keep its outputs, normalised, and its claims.
+
+    Raises:
+        PageError: a record is missing or no longer stands; the page failed.
+    """
+    path, folder = _source(page), kept(page, "full")
+    os.environ["KADAM_CACHE"], os.environ["KADAM_RECORDS"] = "off", "only"
+    shutil.rmtree(folder, ignore_errors=True)  # also where nothing changed: this is what is to be shown
+    run(page, "full")
+    executed = folder / "executed.ipynb"
     CACHE.mkdir(exist_ok=True)
-    os.environ.pop("KADAM_OUTPUT", None)
-    os.environ["KADAM_PROGRESS"], os.environ["KADAM_CACHE"] = "off", "off"
-    _papermill(path, temporary, {})
-    normalise(temporary)
+    temporary = CACHE / f"{page}.ipynb"
+    shutil.copyfile(executed, temporary)
     temporary.replace(path)
+
+
+def publish(page: str, partial: bool = False) -> int:
+    """Compute what the published page lacks, and publish its records; returns how many.
+
+    Args:
+        partial: compute nothing; publish those that are on this machine already, beside those that are published.
+    """
+    folder = kept(page, "full")
+    os.environ["KADAM_RECORDS"] = "use"
+    if not partial:
+        run(page, "full")
+        entries = used_runs(folder)
+    else:
+        running = [folder.parent / f".{page}.partial", folder.parent / f"{page}.failed", folder]
+        asked_in = next((place / sweep.USED for place in running if (place / sweep.USED).is_file()), None)
+        if asked_in is None:
+            raise PageError(f"{page}: has asked for no runs yet (make records PAGES={page} starts it)")
+        entries = [json.loads(line) for line in asked_in.read_text(encoding="utf-8").splitlines()]
+    names = experiments.all_runs()
+    found = {}
+    for entry in entries:
+        if "arguments" in entry and entry["run"] in names:
+            question = records.Asked(names[entry["run"]], records.unplain(entry["arguments"]))
+            if (record := records.find(question)) is not None:
+                found[record.id] = record
+    records.publish(page, found.values())
+    return len(found)
 
 
 def faults(path: Path) -> list[str]:
     """What is wrong with a committed notebook as nbval would let it pass: nothing, when the list is empty."""
     code = [cell for cell in read(path).cells if cell.cell_type == "code"]
-    marked = [cell for cell in code if cell.source.startswith(MARK)]
     found = []
-    if not marked:
-        found.append(f"no cell starts with {MARK}, so nothing is checked")
-    if any(not cell.outputs for cell in marked):
-        found.append("a marked cell has no output, so nbval would accept any")
+    verdicts = [cell for cell in code if "page.verdicts()" in cell.source]
+    if not any(cell.outputs for cell in verdicts):
+        found.append("the verdicts are not shown, so nbval would accept any")
+    for cell in code:
+        if IGNORE in cell.source and not cell.source.startswith(f"{IGNORE}: "):
+            found.append(f"a cell is not compared and does not say why (its first line must be '{IGNORE}: reason')")
+    if any(IGNORE in cell.source for cell in verdicts):
+        found.append("the verdicts are not compared")
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         found.append("not executed from top to bottom in one go")
     if any(output.output_type == "error" for cell in code for output in cell.outputs):
         found.append("an error is stored in the outputs")
-    if any(word in output.get("text", "") for cell in marked for output in cell.outputs for word in BROKEN):
+    if any(word in output.get("text", "") for cell in verdicts for output in cell.outputs for word in BROKEN):
         found.append("a claim that must hold does not")
     if any("#" in cell.source.split("\n") for cell in read(path).cells if cell.cell_type == "markdown"):
         found.append("prose stands behind comment signs")

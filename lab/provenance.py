@@ -1,4 +1,4 @@
-"""What a result was computed from: the code it used, the versions, the commit, the machine."""
+"""Where a result was computed: versions, commit, machine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lab import fingerprint
 from lab.files import ROOT
 
-PACKAGES = ("torch", "numpy", "scipy", "mnist1d")
-PROJECT = ("kadam", "lab")
+ALWAYS = ("torch", "numpy")
+NO_ARITHMETIC = ("triton",)  # compiles for GPUs what no page runs there
 
 
 def digest(value: Any) -> str:
@@ -24,89 +26,72 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose arithmetic the results rest on."""
-    found = {name: importlib.metadata.version(name).split("+")[0] for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of torch, numpy and the named top-level modules, local suffixes such as +cpu left out."""
+    wanted = sorted({*ALWAYS, *packages} - set(NO_ARITHMETIC))
+    return {name: importlib.metadata.version(_distribution(name)).split("+")[0] for name in wanted}
 
 
-def environment() -> dict[str, Any]:
-    """Where a result was computed: commit, versions, machine. For the reader, no part of any key."""
-    return {"commit": commit(), "versions": versions(), "system": platform.system(), "machine": platform.machine(),
-            "cores": os.cpu_count()}  # fmt: skip
+@cache
+def _distribution(module: str) -> str:
+    if module in ALWAYS:
+        return module
+    return importlib.metadata.packages_distributions().get(module, [module])[0]
 
 
-def commit() -> str:
-    """The checked-out commit, with ``+changes`` when tracked files other than results differ from it."""
+@cache
+def machine() -> dict[str, Any]:
+    """The kind of machine: what decides in which order a sum is taken, hence the last bit of a result."""
+    import torch
+
+    return {"system": platform.system(), "machine": platform.machine(), "processor": _processor(),
+            "vectors": torch.backends.cpu.get_cpu_capability(),
+            "blas": os.environ.get("OPENBLAS_CORETYPE", "")}  # fmt: skip
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "CPU part")))
+    return next(named, platform.processor())
+
+
+def python() -> str:
+    """Python's version. No record depends on it; it is written down all the same."""
+    return platform.python_version()
+
+
+@cache
+def commit(root: Path = ROOT) -> str:
+    """The checked-out commit, with ``+changes`` when tracked files of code, data and versions differ from it."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results", ":!README.md")
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return "unknown (not a git checkout)"  # unpacked inside another repository
+        code = ("kadam", "lab", "data", "requirements.lock")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"
 
 
-def code_version(source: str, name: str = "<source>") -> str:
-    """SHA-256 over ``source`` and every module of this project that it imports, directly or not.
-
-    Comments and docstrings do not count: what cannot change a number does not make it old.
-    """
-    seen: dict[str, str] = {}
-    queue = [(name, source)]
-    while queue:
-        name, text = queue.pop()
-        if name in seen:
-            continue
-        tree = ast.parse(text)
-        seen[name] = _tree_version(tree)
-        queue += [(str(path.relative_to(ROOT)), path.read_text()) for path in _project_imports(tree)]
-    return digest(seen)
-
-
-def module_version(module: str) -> str:
-    """``code_version`` of an importable module of this project, such as ``lab.experiments``."""
-    path = _module_path(module)
-    if path is None:
-        raise ValueError(f"module: {module!r} (must be a module of {' or '.join(PROJECT)})")
-    return code_version(path.read_text(), str(path.relative_to(ROOT)))
-
-
 def project_version() -> str:
-    """SHA-256 over all code of this project; comments and docstrings of Python do not count."""
+    """SHA-256 over all code of this project; comments and docstrings of Python do not count.
+
+    Two processes that agree in it compute the same, whatever they are asked.
+    """
     found = {}
-    for folder in PROJECT:
+    for folder in fingerprint.PROJECT:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            found[str(path.relative_to(ROOT))] = _tree_version(ast.parse(path.read_text()))
-        for path in sorted((ROOT / folder).rglob("*.cpp")):
-            found[str(path.relative_to(ROOT))] = hashlib.sha256(path.read_bytes()).hexdigest()
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found[str(path.relative_to(ROOT))] = ast.dump(_without_docstrings(tree))
+        for suffix in fingerprint.KERNELS:
+            for path in sorted((ROOT / folder).rglob(f"*{suffix}")):
+                found[str(path.relative_to(ROOT))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return digest(found)
-
-
-def _tree_version(tree: ast.Module) -> str:
-    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
-
-
-def _project_imports(tree: ast.Module) -> Iterable[Path]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            # "from a import b" may name a module b, or something that a itself defines
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if _module_path(name) else node.module for name in names]
-        else:
-            continue
-        yield from (path for name in names if (path := _module_path(name)))
-
-
-def _module_path(name: str) -> Path | None:
-    if name.split(".")[0] not in PROJECT:
-        return None
-    base = ROOT.joinpath(*name.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -11,7 +11,7 @@ from lab import claims, pages
 from lab.claims import Claim
 from lab.files import ROOT, write, write_json
 
-START, END = "<!-- verdicts: written by `make reproduce` -->", "<!-- end of verdicts -->"
+START, END = "<!-- verdicts: written by `make pages` -->", "<!-- end of verdicts -->"
 
 
 def collect(profile: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def collect(profile: str) -> dict[str, Any]:
             gathered[page] = recorded[page]
         if pages.is_whole(folder):
             found = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("provenance", "claims")}
-            same = page in recorded and found["provenance"]["key"] == recorded[page]["provenance"]["key"]
+            same = page in recorded and found["provenance"] == recorded[page]["provenance"]
             if same or not is_current(page, profile, recorded):
                 gathered[page] = found
     return gathered
@@ -48,7 +48,7 @@ def claims_of(entry: dict[str, Any]) -> list[Claim]:
 
 
 def report(profile: str, asked: Iterable[str] | None = None) -> bool:
-    """Write claims.json, CLAIMS.md, figures/ and tables/ of a profile (of ``standard``, the README's table); print the
+    """Write claims.json, CLAIMS.md, figures/ and tables/ of a profile (of ``full``, the README's table); print the
     verdicts.
 
     Returns whether every claim that must hold does, and every page ``asked`` for (all of them, if None) is up to date.
@@ -68,7 +68,7 @@ def report(profile: str, asked: Iterable[str] | None = None) -> bool:
     for path in [*(folder / "figures").glob("*.png"), *(folder / "tables").glob("*.txt")]:
         if path.name not in wanted:
             path.unlink()
-    if profile == "standard":
+    if profile == "full":
         update_readme(ROOT / "README.md", gathered)
     everything = [claim for entry in gathered.values() for claim in claims_of(entry)]
     print("\n".join(f"{claim.name:<26} {claims.measured(claim):<36} {claim.verdict}" for claim in everything))
@@ -83,16 +83,15 @@ def report(profile: str, asked: Iterable[str] | None = None) -> bool:
 
 
 def is_current(page: str, profile: str, gathered: dict[str, Any]) -> bool:
-    """Whether the gathered results of a page are those of its present cells, parameters and code."""
-    current = pages.key_of(page, pages.parameters_of(page, profile))
-    return page in gathered and gathered[page]["provenance"]["key"] == current
+    """Whether the gathered results of a page are those of its present cells, parameters, code and runs."""
+    return page in gathered and pages.is_current(page, profile, gathered[page]["provenance"])
 
 
 def markdown(gathered: dict[str, Any], profile: str) -> str:
     """CLAIMS.md: every claim with prediction, measurement and verdict, and the provenance of every page."""
     parts = [
         f"# Claims and verdicts, profile `{profile}`\n",
-        "Written by `make reproduce`; do not edit. Intervals are 95 %.\n",
+        f"{_made_by(profile)}; do not edit. Intervals are 95 %.\n",
     ]
     header = ("claim", "source", "kind", "predicted", "accepted", "measured", "seeds or points", "verdict")
     for page, entry in gathered.items():
@@ -102,17 +101,31 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
             for claim in claims_of(entry)
         ]  # fmt: skip
         origin = entry["provenance"]
-        versions = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
         parameters = ", ".join(f"{name} = {value}" for name, value in origin["parameters"].items())
-        up = "../" if profile == "standard" else "../../"
+        up = "../" if profile == "full" else "../../"
         parts += [
             f"## [{page}]({up}notebooks/{page}.ipynb)\n",
-            _table(header, rows) + "\n",
+            table(header, rows) + "\n",
             f"Parameters: {parameters}.\n",
-            f"The page took {origin['seconds']} s, without the runs that were on disk already; commit"
-            f" `{origin['commit']}`, {versions}, {origin['system']} {origin['machine']}, {origin['cores']} cores.\n",
+            f"From {origin['runs']} runs: {_runs(origin)}.\n",
         ]
     return "\n".join(parts)
+
+
+def _made_by(profile: str) -> str:
+    if profile == "full":
+        return "What is published, from the records in `results/records/`. Written by `make pages`"
+    return "Written by `make reproduce`"
+
+
+def _runs(origin: dict[str, Any]) -> str:
+    """The kinds of runs, with the versions that they rest on."""
+    kinds = ", ".join(f"`{name}`" for name in origin["rests_on"])
+    versions = {
+        json.dumps(made["versions"]): made["versions"] for found in origin["rests_on"].values() for made in found
+    }
+    named = {f"{name} {version}" for found in versions.values() for name, version in found.items()}
+    return f"{kinds} ({', '.join(sorted(named))})"
 
 
 def printed(executed: Path) -> str:
@@ -127,7 +140,7 @@ def printed(executed: Path) -> str:
     return "\n".join(parts)
 
 
-def readme_table(gathered: dict[str, Any]) -> str:
+def readmetable(gathered: dict[str, Any]) -> str:
     """The README's table: the paper's claims, and of ours, so marked, what did not come out; of the rest, how many."""
     everything = [(page, claim) for page, entry in gathered.items() for claim in claims_of(entry)]
     rows = [
@@ -143,7 +156,7 @@ def readme_table(gathered: dict[str, Any]) -> str:
         f"implementations that must agree: {kinds.count('parity')}, negative controls that fail, as they must: "
         f"{kinds.count('control')}."
     )
-    return _table(("page", "claim", "predicted", "measured [95 % interval]", "verdict"), rows) + f"\n\n{rest}"
+    return table(("page", "claim", "predicted", "measured [95 % interval]", "verdict"), rows) + f"\n\n{rest}"
 
 
 def _is_ours(claim: Claim) -> bool:
@@ -154,7 +167,7 @@ def _ours_and_held(claim: Claim) -> bool:
     return claim.kind == "replication" and claim.verdict in claims.HELD and _is_ours(claim)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -170,7 +183,7 @@ def update_readme(path: Path, gathered: dict[str, Any]) -> None:
     _, found_end, after = rest.partition(END)
     if not (found and found_end):
         raise ValueError(f"{path.name}: must hold the lines {START} and {END}")
-    write(path, f"{before}{START}\n{readme_table(gathered)}\n{END}{after}")
+    write(path, f"{before}{START}\n{readmetable(gathered)}\n{END}{after}")
 
 
 def _or_dash(value: float | None) -> str:

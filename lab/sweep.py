@@ -1,20 +1,17 @@
 """Many runs, in parallel processes, each on disk as soon as it is finished.
 
-A run is a function of plain arguments, from one of the modules of ``lab.experiments``. Its record is keyed by the
-code that it uses, its arguments, the checksum of its data and the versions of Python and the numerical packages, so a
-changed formula recomputes what rests on it and nothing else. An interrupted sweep loses the runs in flight.
-``KADAM_CACHE=off`` computes everything afresh and keeps nothing (so does ``make test``: a check that reads old records
-checks nothing); ``KADAM_WORKERS`` sets the number of processes. ``KADAM_CLUSTER=tcp://host:port`` sends the runs to the
-workers of a Dask cluster instead (``lab.cluster``), and this process writes their records: no disk need be shared.
+A run is a declared function of plain arguments (``lab.experiments``). One that has a record which stands
+(``lab.records``) is not computed again; an interrupted sweep loses the runs in flight. ``KADAM_CACHE=off`` keeps
+nothing on this machine, ``KADAM_RECORDS=off`` leaves the published records alone, ``KADAM_RECORDS=only`` computes
+nothing; ``KADAM_WORKERS`` sets the number of processes. ``KADAM_CLUSTER=tcp://host:port`` sends the runs to the workers
+of a Dask cluster instead (``lab.cluster``), and this process writes their records: no disk need be shared.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import io
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,109 +19,105 @@ from typing import Any
 import joblib
 import numpy as np
 
-from lab import data, files, progress, provenance
+from lab import files, progress, records
+from lab.records import Asked, Record, Result
 
-Result = dict[str, Any]
-Task = tuple[int, Callable[..., Result], dict[str, Any], Path | None]
-ARGUMENTS = "__arguments__"  # in a record, for whoever opens it
+Task = tuple[int, Asked, str, Path | None]
+USED = "runs.jsonl"  # in the folder KADAM_OUTPUT: what a page asked for, a line a run
 
 
 def sweep(run: Callable[..., Result], arguments: Sequence[dict[str, Any]], label: str) -> list[Result]:
     """``run(**a)`` for every a in ``arguments``, in their order; arrays come back as NumPy arrays.
 
     Args:
-        run: a function which returns numbers, strings and arrays by name, marked with ``lab.experiments.uses`` if it
-            reads a data set.
+        run: a function declared by ``lab.experiments.run``, which returns numbers, texts and arrays by name.
         arguments: one dict of plain values for each run; missing ones take the function's defaults.
         label: what the progress line calls the sweep.
 
     Raises:
-        TypeError: an argument that ``run`` does not have, before anything is computed.
+        TypeError: an argument that ``run`` does not have, or that is no plain value, before anything is computed.
+        RecordError: ``KADAM_RECORDS=only``, and a record is missing; names it, and why.
         ClusterError: the cluster of ``KADAM_CLUSTER`` cannot be used, or was lost; the finished runs are kept.
         Exception: whatever a run raises; the finished runs are kept.
     """
-    complete = [_complete(run, given) for given in arguments]
-    common = {
-        "run": f"{run.__module__}.{run.__qualname__}",
-        "code": provenance.module_version(run.__module__),
-        "data": data.checksum(run.data) if hasattr(run, "data") else None,
-        "versions": provenance.versions(),
-    }
-    paths = [_path({**common, "arguments": full}) for full in complete]
-    results: list[Result | None] = [_load(path) for path in paths]
-    missing = [index for index, result in enumerate(results) if result is None]
-    found = len(paths) - len(missing)
-    with progress.Meter(label, len(paths), found) as meter:
-        tasks = [(index, run, complete[index], paths[index]) for index in missing]
-        for index, record in _on_cluster(tasks) if os.environ.get("KADAM_CLUSTER") else _in_processes(tasks):
-            results[index] = _unpack(record)
+    questions = [records.asked(run, given) for given in arguments]
+    _note(questions)
+    found = [records.find(question) for question in questions]
+    missing = [index for index, record in enumerate(found) if record is None]
+    if missing and records.mode() == "only":
+        raise records.missing([questions[index] for index in missing])
+    with progress.Meter(label, len(questions), len(questions) - len(missing)) as meter:
+        keep = records.cache_is_on()
+        tasks = [
+            (index, question := questions[index], question.key(), records.path_of(question) if keep else None)
+            for index in missing
+        ]
+        for index, packed in _on_cluster(tasks) if os.environ.get("KADAM_CLUSTER") else _in_processes(tasks):
+            found[index] = records.unpack(packed)
             meter.advance(1)
-    return [result for result in results if result is not None]
+    whole = [_whole(record, question) for record, question in zip(found, questions, strict=True)]
+    _note(questions, whole)
+    return [record.result for record in whole]
+
+
+def _whole(record: Record | None, question: Asked) -> Record:
+    if record is None:
+        raise records.RecordError(f"{question.run.name} {question.arguments}: its record was damaged on the way")
+    return record
+
+
+def _note(questions: Sequence[Asked], answers: Sequence[Record] = ()) -> None:
+    """Tell the page's runner what is asked for; and then what the answers are and were made from."""
+    output = os.environ.get("KADAM_OUTPUT")
+    if not output:
+        return
+    lines: list[dict[str, Any]] = [
+        {"run": question.run.name, "arguments": records.plain(question.arguments), "id": question.id}
+        for question in questions
+    ]
+    for line, record in zip(lines, answers, strict=False):
+        line |= {name: record.made[name] for name in ("code", "data", "versions")} | {"sha256": record.sha256}
+    with (Path(output) / USED).open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _in_processes(tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
     # the machine's threads belong to the processes: one each, or they fight for the cores
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        pool = joblib.Parallel(n_jobs=_workers(), return_as="generator_unordered", batch_size=1)
-        yield from pool(joblib.delayed(_compute)(*task) for task in tasks)
+        pool = joblib.Parallel(n_jobs=workers(), return_as="generator_unordered", batch_size=1)
+        yield from pool(joblib.delayed(compute)(*task) for task in tasks)
 
 
 def _on_cluster(tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
     from lab import cluster
 
-    calls = [(index, run, arguments, None) for index, run, arguments, _ in tasks]
+    calls = [(index, question, key, None) for index, question, key, _ in tasks]
     paths = {index: path for index, *_, path in tasks}
-    for index, record in cluster.results(os.environ["KADAM_CLUSTER"], _compute, calls):
+    for index, packed in cluster.results(os.environ["KADAM_CLUSTER"], compute, calls):
         if (path := paths[index]) is not None:
-            files.write(path, record)
-        yield index, record
+            files.write(path, packed)
+        yield index, packed
 
 
-def _workers() -> int:
+def workers() -> int:
+    """How many processes share the runs."""
     return int(os.environ.get("KADAM_WORKERS", joblib.cpu_count()))
 
 
-def _complete(run: Callable[..., Result], given: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(run).bind(**given)
-    bound.apply_defaults()
-    return dict(bound.arguments)
+def compute(index: int, question: Asked, key: str, path: Path | None) -> tuple[int, bytes]:
+    """Compute a run in one thread; its packed record, which is also written to ``path``.
 
-
-def _path(key: dict[str, Any]) -> Path | None:
-    if os.environ.get("KADAM_CACHE") == "off":
-        return None
-    return files.RUNS / f"{provenance.digest(key)}.run"
-
-
-def _compute(index: int, run: Callable[..., Result], arguments: dict[str, Any], path: Path | None) -> tuple[int, bytes]:
+    Raises:
+        RecordError: this process has other code than the one that asked, which had the ``key``.
+    """
     import torch
 
+    if question.key() != key:
+        raise records.RecordError(f"{question.run.name}: its code, data or a package changed while the sweep ran")
     torch.set_num_threads(1)
-    record = _pack(arguments, {name: np.asarray(value) for name, value in run(**arguments).items()})
+    start = time.perf_counter()
+    arrays = {name: np.asarray(value) for name, value in question.run.function(**question.arguments).items()}
+    packed = records.pack(records.computed(question, arrays, time.perf_counter() - start))
     if path is not None:
-        files.write(path, record)
-    return index, record
-
-
-def _pack(arguments: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
-    """A record: the SHA-256 of an npz file, then that file."""
-    buffer = io.BytesIO()
-    content: dict[str, Any] = {ARGUMENTS: np.asarray(json.dumps(arguments)), **arrays}
-    np.savez_compressed(buffer, **content)
-    return hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
-
-
-def _unpack(record: bytes) -> Result | None:
-    """What a record holds, or None if it is damaged."""
-    if hashlib.sha256(record[32:]).digest() != record[:32]:
-        return None
-    with np.load(io.BytesIO(record[32:]), allow_pickle=False) as arrays:
-        return _plain({name: arrays[name] for name in arrays.files if name != ARGUMENTS})
-
-
-def _load(path: Path | None) -> Result | None:
-    return _unpack(path.read_bytes()) if path is not None and path.is_file() else None
-
-
-def _plain(arrays: dict[str, np.ndarray]) -> Result:
-    return {name: array if array.ndim else array.item() for name, array in arrays.items()}
+        files.write(path, packed)
+    return index, packed

@@ -11,11 +11,11 @@ from kadam.flow import Flow
 from kadam.integrate import integrate
 from kadam.stages import make_stages
 from kadam.update import Stage, denominator
-from lab.experiments import uses
+from lab.experiments import run
 from lab.problems import Problem, algorithm, error_over_distance, sharpness, transformer, walk
 
 
-@uses("words")
+@run("continuous_time.tracking", data="words", short={"steps": 8})
 def tracking(
     seed: int, steps: int, lr: float, weight_decay: float = 0.0, k: int = 1, memory: str = "matched",
     form: str = "second", swapped: bool = False, batches: bool = False, width: int = 16, layers: int = 1,
@@ -57,7 +57,7 @@ def tracking(
     }
 
 
-@uses("words")
+@run("continuous_time.edge", data="words", short={"steps": 6, "points": 2})
 def edge(seed: int, steps: int, lr: float, points: int = 5, width: int = 16, layers: int = 1,
          eps: float = 1e-8) -> dict[str, Any]:  # fmt: skip
     """Sharpness along the full-batch Adam run of ``tracking``: lr times the largest eigenvalue of Hessian over sqrt(v).

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kadam import ensemble, stability
 from lab import data
-from lab.experiments import uses
+from lab.experiments import run
 from lab.models import ConvNet, Transformer
 from lab.training import cross_entropy, kadam_anywhere, shuffled_batches, text_blocks, train
 
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 Points = Sequence[Sequence[float]]
 
 
-@uses("mnist1d")
+@run("hyperparameters.convnet", data="mnist1d", short={"steps": 10, "every": 5})
 def convnet_on_mnist1d(
     points: Points, lr: float, seed: int, steps: int, every: int = 25, batch: int = 50, channels: int = 16
 ) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def convnet_on_mnist1d(
     return _trained(lambda: ConvNet(channels), data.mnist1d(), points, lr, seed, steps, every, batch)
 
 
-@uses("words")
+@run("hyperparameters.transformer", data="words", short={"steps": 4, "every": 2})
 def transformer_on_words(
     points: Points, lr: float, seed: int, steps: int, every: int = 25, batch: int = 4, context: int = 32,
     vocabulary: int = 500,

@@ -20,7 +20,7 @@ from kadam.optimizer import KAdam
 from kadam.stages import make_stages
 from kadam.update import Moments, Stage
 from lab import data, problems
-from lab.experiments import uses
+from lab.experiments import run
 from lab.experiments.hyperparameters import blocks, steps_to
 from lab.image_models import ImageConvNet
 from lab.models import ConvNet, Transformer
@@ -35,7 +35,7 @@ Settings = dict[str, Any]
 # --- the tasks: a group of runs with one k and one seed is trained together ---
 
 
-@uses("mnist1d")
+@run("k_adam.convnet", data="mnist1d", short={"steps": 10, "every": 5})
 def convnet_on_mnist1d(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 50, channels: int = 16
 ) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def convnet_on_mnist1d(
     return _trained(lambda: ConvNet(channels), data.mnist1d(), members, seed, steps, every, batch)
 
 
-@uses("mnist1d")
+@run("k_adam.perceptron", data="mnist1d", short={"steps": 10, "every": 5})
 def perceptron_on_mnist1d(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 50, norm: str = "none"
 ) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def perceptron_on_mnist1d(
     return _trained(lambda: Perceptron(norm=norm), data.mnist1d(), members, seed, steps, every, batch)
 
 
-@uses("words")
+@run("k_adam.transformer", data="words", short={"steps": 4, "every": 2})
 def transformer_on_words(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 4, context: int = 32,
     vocabulary: int = 500,
@@ -66,7 +66,7 @@ def transformer_on_words(
     return _trained(lambda: Transformer(vocabulary, context), parts, members, seed, steps, every, batch)
 
 
-@uses("cifar10")
+@run("k_adam.cifar10", data="cifar10", short={"steps": 4, "every": 2})
 def convnet_on_cifar10(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 128, channels: int = 32
 ) -> dict[str, Any]:
@@ -189,7 +189,7 @@ BASELINES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-@uses("mnist1d")
+@run("k_adam.baseline", data="mnist1d", short={"steps": 10, "every": 5})
 def baseline_on_mnist1d(
     optimizer: str, lr: float, seed: int, steps: int, every: int, batch: int = 50, channels: int = 16
 ) -> dict[str, Any]:
@@ -238,10 +238,12 @@ def baseline_on_mnist1d(
     return {**padded, "steps": every * np.arange(1, evaluations + 1), "outcome": history.outcome}
 
 
-def step_costs(rounds: int, ks: Sequence[int] = (1, 2), batch: int = 50, channels: int = 16) -> dict[str, float]:
-    """Time of a training step (loss, gradient, update) over that with ``torch.optim.AdamW(fused=True)``, by optimizer.
+@run("k_adam.step_costs", data="mnist1d", short={"rounds": 1}, timed=True)
+def step_costs(rounds: int, ks: Sequence[int] = (1, 2), batch: int = 50, channels: int = 16) -> dict[str, Any]:
+    """Time of a training step (loss, gradient, update) over that with ``torch.optim.AdamW(fused=True)``.
 
-    Medians over ``rounds`` in which all take ten steps in turn. Timings vary from run to run: no claim may rest on it.
+    ``names`` of the optimizers and their ``costs``, medians over ``rounds`` in which all take ten steps in turn. They
+    vary from run to run: no claim may rest on them.
     """
     parts = data.mnist1d()
     makers: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -266,7 +268,7 @@ def step_costs(rounds: int, ks: Sequence[int] = (1, 2), batch: int = 50, channel
             if repetition:  # the first round makes the states
                 times[name].append(time.perf_counter() - start)
     unit = statistics.median(times["AdamW, fused"])
-    return {name: statistics.median(taken) / unit for name, taken in times.items()}
+    return {"names": list(times), "costs": [statistics.median(taken) / unit for taken in times.values()]}
 
 
 def state_bytes(make: Callable[..., torch.optim.Optimizer]) -> float:
@@ -372,7 +374,7 @@ def largest_stable_step(gammas: Sequence[float]) -> float:
     return low
 
 
-@uses("mnist1d")
+@run("k_adam.edge_of_stability", data="mnist1d", short={"steps": 4, "every": 2})
 def edge_of_stability(
     k: int, seed: int, steps: int, every: int, lr: float = 1e-3, schedule: str = "naive",
     betas: Sequence[Any] = (0.9, 0.999),
@@ -394,7 +396,7 @@ def edge_of_stability(
     return {"step": np.array(measured), "steps": np.array(at)}
 
 
-@uses("mnist1d")
+@run("k_adam.stages", data="mnist1d", short={"steps": 10, "every": 5})
 def stages_in_training(
     k: int, lr: float, seed: int, steps: int, every: int, schedule: str = "naive",
     betas: Sequence[Any] = (0.9, 0.999), batch: int = 50, channels: int = 16,

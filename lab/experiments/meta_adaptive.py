@@ -16,7 +16,7 @@ from kadam import ensemble, invariance, update
 from kadam.ensemble import Member, Params
 from kadam.update import Moments, Stage
 from lab import data
-from lab.experiments import uses
+from lab.experiments import run
 from lab.experiments.hyperparameters import blocks
 from lab.models import ConvNet
 from lab.normalised import BranchNormTransformer, Perceptron
@@ -28,7 +28,7 @@ BETA, EPS = 0.999, 1e-8
 VOCABULARY, CONTEXT = 500, 32
 
 
-@uses("mnist1d")
+@run("meta_adaptive.norms_of_perceptron", data="mnist1d", short={"steps": 12, "times": 3})
 def norms_of_perceptron(
     settings: Settings, gammas: Sequence[float], seed: int, steps: int, times: int = 30, batch: int = 100,
     width: int = 64,
@@ -48,7 +48,7 @@ def norms_of_perceptron(
     return _norms(lambda: Perceptron(width), parts, units, settings, gammas, seed, steps, times, batch)
 
 
-@uses("words")
+@run("meta_adaptive.norms_of_transformer", data="words", short={"steps": 6, "times": 3})
 def norms_of_transformer(
     settings: Settings, gammas: Sequence[float], seed: int, steps: int, times: int = 30, batch: int = 8,
     width: int = 32,
@@ -142,7 +142,11 @@ def _laws(start: Array, series: Array, lr: Array, weight_decay: Array, gamma: Ar
     }
 
 
-@uses("mnist1d")
+@run(
+    "meta_adaptive.equilibrium",
+    data="mnist1d",
+    short={"steps": 30, "window": 10, "spans": lambda _: [1, 5], "lags": lambda _: [0, 1, 10]},
+)
 def equilibrium(
     gammas: Sequence[float], lr: float, weight_decay: float, scale: float, seed: int, steps: int, window: int,
     spans: Sequence[int], lags: Sequence[int], width: int = 32, batch: int = 100,
@@ -193,7 +197,7 @@ def equilibrium(
     }  # fmt: skip
 
 
-@uses("mnist1d")
+@run("meta_adaptive.sphere", data="mnist1d", short={"steps": 6})
 def sphere(
     laws: Sequence[str], lr: float, weight_decay: float, gamma: float, seed: int, steps: int, width: int = 32,
     batch: int = 100,
@@ -289,7 +293,7 @@ ARMS = {
 }
 
 
-@uses("mnist1d")
+@run("meta_adaptive.direct_convnet", data="mnist1d", short={"steps": 10, "every": 5})
 def direct_convnet(
     arm: str, lrs: Sequence[float], weight_decay: float, seed: int, steps: int, every: int, batch: int = 50,
     channels: int = 16,
@@ -304,7 +308,7 @@ def direct_convnet(
     return second_normalisation(make, data.mnist1d(), rule, lrs, weight_decay, seed, steps, every, batch)
 
 
-@uses("words")
+@run("meta_adaptive.direct_transformer", data="words", short={"steps": 4, "every": 2})
 def direct_transformer(
     arm: str, lrs: Sequence[float], weight_decay: float, seed: int, steps: int, every: int, batch: int = 4
 ) -> dict[str, Any]:

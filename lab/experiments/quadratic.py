@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kadam import ensemble
+from lab.experiments import run
 
 DOUBLING = math.log(2)
 """An update *grows* if the trend of ln max |u| over the last window is to double it at least."""
@@ -25,6 +26,10 @@ def hessian(condition: float, dimension: int, seed: int) -> Tensor:
     return (basis * torch.logspace(0, -math.log10(condition), dimension, dtype=torch.float64)) @ basis.T
 
 
+@run(
+    "stable_region.quadratic",
+    short={"steps": 40, "window": 10, "betas": lambda rates: rates[:4], "gammas": lambda rates: rates[-4:]},
+)
 def quadratic_map(
     betas: Sequence[float], gammas: Sequence[float], lrs: Sequence[float], condition: float, steps: int = 1000,
     window: int = 200, eps: float = 1e-8, dimension: int = 10, seed: int = 0,

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from kadam.optimizer import KAdam
 from lab import data
-from lab.experiments import uses
+from lab.experiments import run
 from lab.models import Transformer
 from lab.training import History, kadam_anywhere, largest_update, shuffled_batches, single_pass, text_blocks, train
 
 
-@uses("words")
+@run("stable_region.transformer", data="words", short={"steps": 12})
 def transformer_on_words(
     pairs: Sequence[Sequence[float]], seed: int, steps: int, lr: float, eps: float = 0.0, weight_decay: float = 0.0,
     batch: int = 4, context: int = 32, blocks: int | None = None, dtype: str = "float32", watched: int = 0,

@@ -1,0 +1,459 @@
+"""The audit: are the published records what the code gives?
+
+``audit`` recomputes a sample: of every *stratum* (a run with a set of optional arguments) the published short run,
+then, as far as the time goes, real runs. On the kind of machine that made them they must agree to the last bit; on
+another kind the short ones must agree within ``TOLERANCE``, over too few steps for rounding to grow.
+
+``prove`` is for a change that is meant to leave results alone. It computes the same short runs with the code of another
+commit and with the present one, side by side on this machine. If they agree to the last bit, and execute every
+statement that changed, it writes to the repository that the two codes are equivalent: then records of the one stand for
+the other. Nothing else makes an old record current again.
+
+What it cannot see: a statement that holds a ``lambda`` counts as executed once the lambda is made.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+
+from lab import compare, experiments, files, fingerprint, provenance, records, sweep
+from lab.files import ROOT
+from lab.fingerprint import Code, Node
+from lab.records import Arrays, Asked, Record
+
+SHORT = "short"  # the folder of the published short runs
+TOLERANCE = 1e-2
+"""Allowed difference of a short run on another kind of machine, as a share of the largest number of its array. Adam's
+first steps are the signs of gradients, so that where a gradient is all rounding, rounding shows at once."""
+
+
+class AuditError(RuntimeError):
+    """The audit found something wrong, or cannot be made."""
+
+
+# --- the sample ---
+
+
+def shape(value: Any) -> Any:
+    """What kind of argument it is: texts and switches as they are, a number as a number, a list by its kinds."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, dict):
+        return {name: shape(part) for name, part in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return sorted({json.dumps(shape(part), sort_keys=True) for part in value})
+    return "number"
+
+
+def stratum(question: Asked) -> str:
+    """The run, the optional arguments that it is given, and their kinds."""
+    return json.dumps([question.run.name, shape(question.arguments)], sort_keys=True)
+
+
+def strata() -> dict[str, list[Asked]]:
+    """The published runs, real ones, by stratum."""
+    found: dict[str, list[Asked]] = {}
+    for folder in records.folders():
+        if folder != SHORT:
+            published = records.published(folder)
+            for id in published.ids():
+                question = published.question(id)
+                found.setdefault(stratum(question), []).append(question)
+    return found
+
+
+def _order(question: Asked) -> str:
+    return json.dumps(records.plain(question.arguments), sort_keys=True)
+
+
+def shortened(question: Asked) -> Asked:
+    """The short run of a real one."""
+    return records.asked(question.run.function, question.run.shortened(question.arguments))
+
+
+def short_questions() -> list[Asked]:
+    """One short run of every stratum."""
+    found = {}
+    for members in strata().values():
+        question = shortened(
+            min(members, key=lambda member: json.dumps(records.plain(member.arguments), sort_keys=True))
+        )
+        found[question.id] = question
+    return list(found.values())
+
+
+def publish_short() -> int:
+    """Compute the short runs that the published records need and have not, and publish them; returns how many."""
+    questions = short_questions()
+    standing = {question.id: records.find(question) for question in questions}
+    wanted = [question for question in questions if standing[question.id] is None]
+    for record in _computed(wanted):
+        standing[record.id] = record
+    records.publish(SHORT, [record for record in standing.values() if record is not None])
+    return len(questions)
+
+
+# --- the audit of every day ---
+
+
+def audit(budget: float, seed: str | None = None) -> bool:
+    """Recompute a sample for about ``budget`` seconds, print what was found; whether all is well.
+
+    ``seed`` draws the real runs; by default the commit, so that every commit looks at others.
+    """
+    start, fine = time.monotonic(), True
+    broken, old = _unreadable(), _old()
+    for line in [*broken, *old]:
+        print(line)
+    fine = not broken and not old
+    shorts = records.published(SHORT)
+    lacking = [question for question in short_questions() if question.id not in shorts.ids()]
+    if lacking:
+        fine = False
+        print(f"{len(lacking)} strata have no published short run (make records): {lacking[0].run.name} ...")
+    known = experiments.all_runs()
+    sample = [shorts.question(id) for id in shorts.ids() if shorts.manifest and _run_of(shorts, id) in known]
+    print(f"{len(sample)} short runs, one of every run and set of optional arguments:")
+    fine &= _check(shorts, sample)
+    spent = time.monotonic() - start
+    chosen = _affordable((budget - spent) * joblib.cpu_count(), seed or provenance.commit())
+    if chosen:
+        print(f"{len(chosen)} real runs, drawn by the commit, of {sum(len(found) for found in strata().values())}:")
+        for folder in records.folders():
+            here = [question for place, question in chosen if place == folder]
+            fine &= _check(records.published(folder), here) if here else True
+    print(f"audit: {'all is well' if fine else 'SOMETHING IS WRONG'} ({time.monotonic() - start:.0f} s)")
+    return fine
+
+
+def _run_of(published: records.Published, id: str) -> str:
+    return next(entry["run"] for entry in published.manifest["records"] if entry["id"] == id)
+
+
+def _unreadable() -> list[str]:
+    return [
+        f"{folder}: record {id} is damaged"
+        for folder in records.folders()
+        for id in records.published(folder).ids()
+        if records.published(folder).record(id) is None
+    ]
+
+
+def _old() -> list[str]:
+    found = []
+    for folder in records.folders():
+        published = records.published(folder)
+        runs = {entry["run"]: entry["id"] for entry in published.manifest["records"]}
+        for run, id in runs.items():
+            reasons = records.why_not(published.made(id), run) if run in experiments.all_runs() else ["not declared"]
+            if reasons:
+                found.append(f"{folder}: records of {run} are old: {'; '.join(reasons[:6])}")
+    return found
+
+
+def _affordable(seconds: float, seed: str) -> list[tuple[str, Asked]]:
+    """Real runs, in an order drawn by ``seed``, that take about ``seconds`` of one core together."""
+    everything = []
+    for folder in records.folders():
+        published = records.published(folder)
+        for entry in published.manifest["records"] if folder != SHORT else ():
+            if entry["run"] in experiments.all_runs() and not experiments.all_runs()[entry["run"]].timed:
+                everything.append((folder, entry["id"], entry["seconds"]))
+    random.Random(seed).shuffle(everything)
+    chosen = []
+    for folder, id, cost in everything:
+        published = records.published(folder)
+        if cost <= seconds and _same_machine(published.made(id)):
+            seconds -= cost
+            chosen.append((folder, published.question(id)))
+    return chosen
+
+
+def _same_machine(made: dict[str, Any]) -> bool:
+    return made["machine"] == provenance.machine()
+
+
+def _computed(questions: Sequence[Asked]) -> Iterator[Record]:
+    """The runs, computed now, whatever is on disk; as they finish."""
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        pool = joblib.Parallel(n_jobs=sweep.workers(), return_as="generator_unordered", batch_size=1)
+        tasks = (
+            joblib.delayed(sweep.compute)(i, question, question.key(), None) for i, question in enumerate(questions)
+        )
+        for _, packed in pool(tasks):
+            record = records.unpack(packed)
+            assert record is not None
+            yield record
+
+
+def _check(published: records.Published, questions: Sequence[Asked]) -> bool:
+    """Compare recomputed runs with the published ones; say for each kind of run what came out."""
+    counts: dict[str, list[int]] = {}
+    worst: dict[str, tuple[float, str]] = {}
+    for record in _computed(questions):
+        expected = published.record(record.id)
+        off, where = (np.inf, "no record") if expected is None else disagreement(record.run, record, expected)
+        made = published.made(record.id)
+        allowed = 0.0 if _same_machine(made) else TOLERANCE
+        count = counts.setdefault(record.run, [0, 0, 0])
+        count[0] += 1
+        count[1] += off == 0
+        count[2] += off <= allowed
+        if off > worst.get(record.run, (0.0, ""))[0]:
+            worst[record.run] = off, f"{where}, {json.dumps(records.plain(record.arguments))}"
+    for run, (total, equal, within) in sorted(counts.items()):
+        verdict = "agree to the last bit" if equal == total else f"{equal} agree to the last bit, {within} as they must"
+        print(f"  {run:<36} {total:3} {verdict}")
+        if equal < total:
+            print(f"      largest difference {worst[run][0]:.2e}: {worst[run][1]}")
+    return all(total == within for total, _, within in counts.values())
+
+
+def disagreement(run: str, one: Record, other: Record) -> tuple[float, str]:
+    """``compare.difference`` of two records, 0 to the last bit alone; of measurements of time, of names and shapes."""
+    a, b = one.arrays, other.arrays
+    if experiments.all_runs()[run].timed:
+        alike = {n: (x.shape, x.dtype.kind) for n, x in a.items()} == {n: (x.shape, x.dtype.kind) for n, x in b.items()}
+        return (0.0, "") if alike else (np.inf, "names or shapes")
+    if records.content_hash(a) == records.content_hash(b):
+        return 0.0, ""
+    off, where = compare.difference(a, b)
+    return off or sys.float_info.min, where  # -0.0 and 0.0 differ in a bit
+
+
+# --- a change that is meant to leave results alone ---
+
+
+def prove(base: str, budget: float) -> bool:
+    """Show that the code of commit ``base`` and the present one give the same; write it down; whether it worked.
+
+    Raises:
+        AuditError: no such commit, or one without declared runs; no run is affected.
+    """
+    known = experiments.all_runs()
+    stale = sorted({run for run, folder, id in _published_runs() if not _stands(folder, id, run)} & set(known))
+    if not stale:
+        print("audit: every published record stands; there is nothing to prove")
+        return True
+    with tempfile.TemporaryDirectory() as scratch, _worktree(base, Path(scratch) / "base") as (old_root, commit):
+        sample = [question for question in _sample() if question.run.name in stale]
+        first = _representatives(sample)
+        rest = [question for question in sample if question not in first]
+        print(f"audit: {', '.join(stale)} changed since {commit[:10]}; {len(first)} short runs with either code")
+        sides = _both(old_root, first, Path(scratch) / "first")
+        uncovered = _uncovered(sides, stale, old_root)
+        if uncovered and rest:
+            rest = random.Random(commit).sample(rest, len(rest))[: max(1, int(budget / 2))]
+            print(f"audit: {len(uncovered)} changed statements were not executed; {len(rest)} more short runs")
+            more = _both(old_root, rest, Path(scratch) / "more")
+            sides = [_merged(one, other) for one, other in zip(sides, more, strict=True)]
+            first += rest
+            uncovered = _uncovered(sides, stale, old_root)
+        differing = _differing(first, sides)
+        for line in differing:
+            print(f"  DIFFERS: {line}")
+        for line in uncovered:
+            print(f"  NOT EXECUTED: {line}")
+        if differing or uncovered:
+            print("audit: REFUSED. The records stay old: compute them anew (make records), or leave the code alone.")
+            return False
+        _write_down(stale, commit, sides, first)
+    print(f"audit: the same results to the last bit, and every changed statement executed: {', '.join(stale)} stand")
+    return True
+
+
+def _published_runs() -> Iterator[tuple[str, str, str]]:
+    for folder in records.folders():
+        for entry in records.published(folder).manifest["records"]:
+            yield entry["run"], folder, entry["id"]
+
+
+def _stands(folder: str, id: str, run: str) -> bool:
+    return run in experiments.all_runs() and records.stands(records.published(folder).made(id), run)
+
+
+def _sample() -> list[Asked]:
+    """The short runs of all published ones, one for every set of arguments besides the seed."""
+    found: dict[str, Asked] = {}
+    for members in strata().values():
+        for member in sorted(members, key=_order):
+            question = shortened(member)
+            without = {name: value for name, value in question.arguments.items() if name != "seed"}
+            found.setdefault(json.dumps([question.run.name, records.plain(without)], sort_keys=True), question)
+    return list(found.values())
+
+
+def _representatives(questions: Iterable[Asked]) -> list[Asked]:
+    found: dict[str, Asked] = {}
+    for question in questions:
+        found.setdefault(stratum(question), question)
+    return list(found.values())
+
+
+class _worktree:
+    """A checkout of another commit, for a while."""
+
+    def __init__(self, commit: str, path: Path) -> None:
+        self.asked, self.path = commit, path
+
+    def _git(self, *words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise AuditError(f"BASE: {self.asked!r} (must be a commit of this repository: {done.stderr.strip()})")
+        return done.stdout.strip()
+
+    def __enter__(self) -> tuple[Path, str]:
+        commit = self._git("rev-parse", "--verify", f"{self.asked}^{{commit}}")
+        self._git("worktree", "add", "--detach", str(self.path), commit)
+        if not (self.path / "lab" / "records.py").is_file():
+            self.__exit__()
+            raise AuditError(f"BASE: {self.asked!r} (is older than declared runs: recompute instead, make records)")
+        return self.path.resolve(), commit
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["git", "worktree", "remove", "--force", str(self.path)], cwd=ROOT, capture_output=True)
+        subprocess.run(["git", "worktree", "prune"], cwd=ROOT, capture_output=True)
+
+
+class _Side:
+    """What one code gave."""
+
+    def __init__(self, folder: Path) -> None:
+        with np.load(folder / "arrays.npz", allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+        self.results: dict[int, Arrays] = {}
+        for name, array in arrays.items():
+            number, _, inner = name.partition("/")
+            self.results.setdefault(int(number), {})[inner] = array
+        self.codes: dict[str, dict[str, str]] = json.loads((folder / "codes.json").read_text(encoding="utf-8"))
+        lines = json.loads((folder / "lines.json").read_text(encoding="utf-8"))
+        self.statements = {file: set(found["statements"]) for file, found in lines.items()}
+        self.executed = {file: set(found["statements"]) - set(found["missing"]) for file, found in lines.items()}
+
+
+def _merged(one: _Side, other: _Side) -> _Side:
+    start = len(one.results)
+    one.results |= {start + number: arrays for number, arrays in other.results.items()}
+    for file, lines in other.executed.items():
+        one.executed[file] = one.executed.get(file, set()) | lines
+        one.statements[file] = other.statements[file]
+    return one
+
+
+def _both(old_root: Path, questions: Sequence[Asked], scratch: Path) -> list[_Side]:
+    """The runs by the old code and by the present one, at the same time."""
+    order = [{"run": question.run.name, "arguments": records.plain(question.arguments)} for question in questions]
+    processes = []
+    for name, root in (("old", old_root), ("new", ROOT)):
+        folder = scratch / name
+        folder.mkdir(parents=True)
+        files.write_json(folder / "order.json", order)
+        script = [
+            sys.executable,
+            str(ROOT / "lab" / "recompute.py"),
+            str(root),
+            str(folder / "order.json"),
+            str(folder),
+        ]
+        processes.append((folder, subprocess.Popen(script, cwd=root, stderr=subprocess.PIPE, text=True)))
+    for folder, process in processes:
+        _, error = process.communicate()
+        if process.returncode:
+            said = error.strip().splitlines()[-1] if error.strip() else f"exit {process.returncode}"
+            raise AuditError(f"the runs by the {folder.name} code failed: {said}")
+    return [_Side(folder) for folder, _ in processes]
+
+
+def _differing(questions: Sequence[Asked], sides: Sequence[_Side]) -> list[str]:
+    found = []
+    for i, question in enumerate(questions):
+        one, other = (Record(question.run.name, question.arguments, side.results[i], {}) for side in sides)
+        off, where = disagreement(question.run.name, one, other)
+        if off:
+            found.append(f"{question.run.name} {json.dumps(records.plain(question.arguments))}: {where} by {off:.2e}")
+    return found
+
+
+def _uncovered(sides: Sequence[_Side], stale: Iterable[str], old_root: Path) -> list[str]:
+    """Statements that changed and that no run executed, in the old code and in the new one."""
+    codes = [Code(old_root), fingerprint.here()]
+    texts: list[dict[Node, str]] = [{}, {}]
+    for i, (code, side) in enumerate(zip(codes, sides, strict=True)):
+        for run in stale:
+            place = side.codes[run]
+            texts[i] |= code.texts(code.of_function(place["module"], place["function"]))
+    found = []
+    for own, other, side, code, other_code, root, word in (
+        (texts[1], texts[0], sides[1], codes[1], codes[0], ROOT, "new"),
+        (texts[0], texts[1], sides[0], codes[0], codes[1], old_root, "old"),
+    ):
+        known = set(other.values())
+        by_name: dict[str, list[Node]] = {}
+        for node in other:
+            by_name.setdefault(node.name, []).append(node)
+        for node, text in own.items():
+            if text in known:
+                continue
+            path, statements = code.statements(node)
+            if path is None:
+                found.append(f"{word} {node}: a kernel changed, and whether it ran cannot be seen here")
+                continue
+            before: list[str] = []
+            for candidate in by_name.get(node.name, []):
+                before += [statement for statement, _ in other_code.statements(candidate)[1]]
+            blocks = difflib.SequenceMatcher(None, before, [text for text, _ in statements], False).get_opcodes()
+            lines = [line for tag, _, _, low, high in blocks if tag != "equal" for _, line in statements[low:high]]
+            file = str(path.relative_to(root))
+            for line in lines:
+                if line in side.statements.get(file, {line}) and line not in side.executed.get(file, set()):
+                    found.append(f"{word} {file}:{line}, in {node}")
+    return found
+
+
+def _write_down(stale: Iterable[str], base: str, sides: Sequence[_Side], sample: Sequence[Asked]) -> None:
+    path = records.PUBLISHED / records.EQUIVALENCES
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    for run in stale:
+        old, new = (side.codes[run]["code"] for side in sides)
+        shown = [
+            {"arguments": records.plain(question.arguments), "sha256": records.content_hash(sides[1].results[i])}
+            for i, question in enumerate(sample)
+            if question.run.name == run
+        ]
+        entry = {
+            "run": run, "old": old, "new": new, "base": base, "date": datetime.date.today().isoformat(),
+            "machine": provenance.machine(), "versions": records.rests_on(run)["versions"], "sample": shown,
+        }  # fmt: skip
+        if old != new:
+            known = [one for one in known if (one["run"], one["old"], one["new"]) != (run, old, new)] + [entry]
+    files.write(path, "[\n" + ",\n".join(" " + json.dumps(one) for one in known) + "\n]\n")
+    records.forget()
+
+
+def seconds(text: str) -> float:
+    """A budget such as ``60s``, ``10m`` or ``1h`` in seconds.
+
+    Raises:
+        AuditError: it is none.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        value = float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < np.inf:
+        raise AuditError(f"BUDGET: {text!r} (must be a time such as 60s, 10m or 1h)")
+    return value

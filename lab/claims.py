@@ -149,7 +149,7 @@ class Page:
             write_json(Path(output) / "claims.json", [asdict(claim) for claim in self.claims.values()])
 
     def verdicts(self) -> None:
-        """Print the verdicts, rounded so that another machine prints the same.
+        """Print the verdicts; what has no interval is rounded, so that another machine prints the same.
 
         Raises:
             ClaimError: a predicted claim was never judged.
@@ -157,9 +157,11 @@ class Page:
         for claim in self.claims.values():
             if claim.verdict is None:
                 raise ClaimError(f"{claim.name}: predicted, never judged")
-            shown = "-" if claim.verdict == "too few seeds" else f"{claim.measured:.{claim.decimals}f}"
+            shown = f"{claim.measured:.{claim.decimals}f}" if claim.interval is None else measured(claim)
+            if claim.verdict == "too few seeds":
+                shown = "-"
             print(
-                f"{claim.name:<20} {claim.kind:<12} accepts {accepted(claim):<16} measured {shown:<12} {claim.verdict}"
+                f"{claim.name:<20} {claim.kind:<12} accepts {accepted(claim):<16} measured {shown:<32} {claim.verdict}"
             )
 
 

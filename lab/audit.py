@@ -5,11 +5,13 @@ then, as far as the time goes, real runs. On the kind of machine that made them 
 another kind the short ones must agree within ``TOLERANCE``, over too few steps for rounding to grow.
 
 ``prove`` is for a change that is meant to leave results alone. It computes the same short runs with the code of another
-commit and with the present one, side by side on this machine. If they agree to the last bit, and execute every
-statement that changed, it writes to the repository that the two codes are equivalent: then records of the one stand for
-the other. Nothing else makes an old record current again.
+commit and with the present one, side by side on this machine. If they agree to the last bit, execute every statement
+that changed, and go both ways at every condition that did, it writes to the repository that the two codes are
+equivalent: then records of the one stand for the other. Nothing else makes an old record current again.
 
-What it cannot see: a statement that holds a ``lambda`` counts as executed once the lambda is made.
+What it cannot see: that a changed number matters only after more steps than a short run takes, or that a condition in
+the midst of an expression went one way alone. So it also computes real runs, as far as the time goes, and compares them
+with what is published.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ import numpy as np
 
 from lab import compare, experiments, files, fingerprint, provenance, records, sweep
 from lab.files import ROOT
-from lab.fingerprint import Code, Node
+from lab.fingerprint import Code, Node, Statement
 from lab.records import Arrays, Asked, Record
 
 SHORT = "short"  # the folder of the published short runs
@@ -156,21 +158,24 @@ def _old() -> list[str]:
     found = []
     for folder in records.folders():
         published = records.published(folder)
-        runs = {entry["run"]: entry["id"] for entry in published.manifest["records"]}
-        for run, id in runs.items():
-            reasons = records.why_not(published.made(id), run) if run in experiments.all_runs() else ["not declared"]
+        for entry in published.manifest["records"]:
+            run = entry["run"]
+            known = run in experiments.all_runs()
+            reasons = records.why_not(published.made(entry["id"]), run) if known else ["not declared"]
             if reasons:
                 found.append(f"{folder}: records of {run} are old: {'; '.join(reasons[:6])}")
-    return found
+    return list(dict.fromkeys(found))
 
 
-def _affordable(seconds: float, seed: str) -> list[tuple[str, Asked]]:
+def _affordable(seconds: float, seed: str, runs: Collection[str] | None = None) -> list[tuple[str, Asked]]:
     """Real runs, in an order drawn by ``seed``, that take about ``seconds`` of one core together."""
+    declared = experiments.all_runs()
+    wanted = {run for run in declared if not declared[run].timed and (runs is None or run in runs)}
     everything = []
     for folder in records.folders():
         published = records.published(folder)
         for entry in published.manifest["records"] if folder != SHORT else ():
-            if entry["run"] in experiments.all_runs() and not experiments.all_runs()[entry["run"]].timed:
+            if entry["run"] in wanted:
                 everything.append((folder, entry["id"], entry["seconds"]))
     random.Random(seed).shuffle(everything)
     chosen = []
@@ -187,16 +192,26 @@ def _same_machine(made: dict[str, Any]) -> bool:
 
 
 def _computed(questions: Sequence[Asked]) -> Iterator[Record]:
-    """The runs, computed now, whatever is on disk; as they finish."""
+    """The runs, computed now, whatever is on disk; as they finish.
+
+    Raises:
+        AuditError: one of them failed; says which.
+    """
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         pool = joblib.Parallel(n_jobs=sweep.workers(), return_as="generator_unordered", batch_size=1)
-        tasks = (
-            joblib.delayed(sweep.compute)(i, question, question.key(), None) for i, question in enumerate(questions)
-        )
-        for _, packed in pool(tasks):
+        for packed in pool(joblib.delayed(_attempt)(question, question.key()) for question in questions):
+            if isinstance(packed, str):
+                raise AuditError(packed)
             record = records.unpack(packed)
             assert record is not None
             yield record
+
+
+def _attempt(question: Asked, key: str) -> bytes | str:
+    try:
+        return sweep.compute(0, question, key, None)[1]
+    except Exception as error:
+        return f"{question.run.name} {json.dumps(records.plain(question.arguments))} failed: {error!r}"
 
 
 def _check(published: records.Published, questions: Sequence[Asked]) -> bool:
@@ -243,7 +258,7 @@ def prove(base: str, budget: float) -> bool:
     Raises:
         AuditError: no such commit, or one without declared runs; no run is affected.
     """
-    known = experiments.all_runs()
+    start, known = time.monotonic(), experiments.all_runs()
     stale = sorted({run for run, folder, id in _published_runs() if not _stands(folder, id, run)} & set(known))
     if not stale:
         print("audit: every published record stands; there is nothing to prove")
@@ -255,6 +270,8 @@ def prove(base: str, budget: float) -> bool:
         print(f"audit: {', '.join(stale)} changed since {commit[:10]}; {len(first)} short runs with either code")
         sides = _both(old_root, first, Path(scratch) / "first")
         uncovered = _uncovered(sides, stale, old_root)
+        unseen = sorted(set(stale) - {question.run.name for question in sample})
+        uncovered += [f"{run}: no real run of it is published" for run in unseen]
         if uncovered and rest:
             rest = random.Random(commit).sample(rest, len(rest))[: max(1, int(budget / 2))]
             print(f"audit: {len(uncovered)} changed statements were not executed; {len(rest)} more short runs")
@@ -262,6 +279,7 @@ def prove(base: str, budget: float) -> bool:
             sides = [_merged(one, other) for one, other in zip(sides, more, strict=True)]
             first += rest
             uncovered = _uncovered(sides, stale, old_root)
+            uncovered += [f"{run}: no real run of it is published" for run in unseen]
         differing = _differing(first, sides)
         for line in differing:
             print(f"  DIFFERS: {line}")
@@ -270,9 +288,30 @@ def prove(base: str, budget: float) -> bool:
         if differing or uncovered:
             print("audit: REFUSED. The records stay old: compute them anew (make records), or leave the code alone.")
             return False
+        spent = time.monotonic() - start
+        if not _real_runs_agree((budget - spent) * joblib.cpu_count(), commit, sides[0]):
+            print("audit: REFUSED. Real runs give something else than is published: compute them anew (make records).")
+            return False
         _write_down(stale, commit, sides, first)
-    print(f"audit: the same results to the last bit, and every changed statement executed: {', '.join(stale)} stand")
-    return True
+    print(f"audit: the same results to the last bit, and every changed statement executed: {', '.join(stale)}")
+    for line in (left := _old()):
+        print(f"still old, {line} (was {base} what made them?)")
+    return not left
+
+
+def _real_runs_agree(seconds: float, seed: str, old: _Side) -> bool:
+    """Whether real runs by the present code give what was published from the old one, for about ``seconds``."""
+    codes = {run: place["code"] for run, place in old.codes.items()}
+    chosen = [
+        (folder, question)
+        for folder, question in _affordable(seconds, seed, codes)
+        if records.published(folder).made(question.id)["code"] == codes[question.run.name]
+    ]
+    print(f"audit: {len(chosen)} real runs beside what is published")
+    return all(
+        _check(records.published(folder), [question for place, question in chosen if place == folder])
+        for folder in sorted({folder for folder, _ in chosen})
+    )
 
 
 def _published_runs() -> Iterator[tuple[str, str, str]]:
@@ -340,8 +379,15 @@ class _Side:
             self.results.setdefault(int(number), {})[inner] = array
         self.codes: dict[str, dict[str, str]] = json.loads((folder / "codes.json").read_text(encoding="utf-8"))
         lines = json.loads((folder / "lines.json").read_text(encoding="utf-8"))
+        self.steps = {file: {(low, high) for low, high in found["steps"]} for file, found in lines.items()}
+        self.called = {file: set(found["lambdas"]) for file, found in lines.items()}
         self.statements = {file: set(found["statements"]) for file, found in lines.items()}
         self.executed = {file: set(found["statements"]) - set(found["missing"]) for file, found in lines.items()}
+
+    def ways(self, file: str, statement: Statement) -> set[int]:
+        """The lines that execution went on to from a condition."""
+        lines = range(statement.line, statement.last + 1)
+        return {high for low, high in self.steps.get(file, ()) if low in lines and high not in lines}
 
 
 def _merged(one: _Side, other: _Side) -> _Side:
@@ -350,6 +396,8 @@ def _merged(one: _Side, other: _Side) -> _Side:
     for file, lines in other.executed.items():
         one.executed[file] = one.executed.get(file, set()) | lines
         one.statements[file] = other.statements[file]
+        one.steps[file] = one.steps.get(file, set()) | other.steps[file]
+        one.called[file] = one.called.get(file, set()) | other.called[file]
     return one
 
 
@@ -392,35 +440,51 @@ def _uncovered(sides: Sequence[_Side], stale: Iterable[str], old_root: Path) -> 
     codes = [Code(old_root), fingerprint.here()]
     texts: list[dict[Node, str]] = [{}, {}]
     for i, (code, side) in enumerate(zip(codes, sides, strict=True)):
-        for run in stale:
-            place = side.codes[run]
+        for place in (side.codes[run] for run in stale if run in side.codes):
             texts[i] |= code.texts(code.of_function(place["module"], place["function"]))
     found = []
-    for own, other, side, code, other_code, root, word in (
-        (texts[1], texts[0], sides[1], codes[1], codes[0], ROOT, "new"),
-        (texts[0], texts[1], sides[0], codes[0], codes[1], old_root, "old"),
-    ):
-        known = set(other.values())
-        by_name: dict[str, list[Node]] = {}
-        for node in other:
-            by_name.setdefault(node.name, []).append(node)
-        for node, text in own.items():
-            if text in known:
-                continue
-            path, statements = code.statements(node)
+    for one, two, root, word in ((1, 0, ROOT, "new"), (0, 1, old_root, "old")):
+        for node in sorted(texts[one]):
+            path, statements = codes[one].statements(node)
             if path is None:
-                found.append(f"{word} {node}: a kernel changed, and whether it ran cannot be seen here")
+                if texts[one][node] not in texts[two].values():
+                    found.append(f"{word} {node}: a kernel changed, and whether it ran cannot be seen here")
                 continue
-            before: list[str] = []
-            for candidate in by_name.get(node.name, []):
-                before += [statement for statement, _ in other_code.statements(candidate)[1]]
-            blocks = difflib.SequenceMatcher(None, before, [text for text, _ in statements], False).get_opcodes()
-            lines = [line for tag, _, _, low, high in blocks if tag != "equal" for _, line in statements[low:high]]
             file = str(path.relative_to(root))
-            for line in lines:
-                if line in side.statements.get(file, {line}) and line not in side.executed.get(file, set()):
-                    found.append(f"{word} {file}:{line}, in {node}")
-    return found
+            for statement in _changed(node, statements, codes[one], texts[one], codes[two], texts[two]):
+                seen = sides[one].called if statement.is_lambda else sides[one].executed
+                counts = statement.is_lambda or statement.line in sides[one].statements.get(file, {statement.line})
+                if counts and statement.line not in seen.get(file, set()):
+                    found.append(f"{word} {file}:{statement.line}, in {node}")
+                elif counts and statement.last and len(sides[one].ways(file, statement)) < 2:
+                    found.append(f"{word} {file}:{statement.line}, in {node}: one of the two ways on")
+    return list(dict.fromkeys(found))
+
+
+def _changed(
+    node: Node, statements: Sequence[Statement], code: Code, texts: Mapping[Node, str], other: Code,
+    other_texts: Mapping[Node, str],
+) -> Sequence[Statement]:  # fmt: skip
+    """What of a definition the other code has not; all of it if only what it refers to is another."""
+    alike = [one for one, text in other_texts.items() if text == texts[node]]
+    if any(not _retargeted(code.references(node), texts, other.references(one), other_texts) for one in alike):
+        return []
+    before = [node] if node in other_texts else [one for one in other_texts if one.name == node.name]
+    known = [statement.text for one in before for statement in other.statements(one)[1]]
+    blocks = difflib.SequenceMatcher(None, known, [one.text for one in statements], False).get_opcodes()
+    return [one for tag, _, _, low, high in blocks if tag != "equal" for one in statements[low:high]] or statements
+
+
+def _retargeted(
+    one: Sequence[tuple[str, Node]], texts: Mapping[Node, str], two: Sequence[tuple[str, Node]],
+    other_texts: Mapping[Node, str],
+) -> bool:  # fmt: skip
+    """Whether a name refers to another definition, not to one that was changed where it is."""
+    if [how for how, _ in one] != [how for how, _ in two]:
+        return True
+    old, new = set(other_texts.values()), set(texts.values())
+    pairs = ((texts[to], other_texts[before]) for (_, to), (_, before) in zip(one, two, strict=True))
+    return any(now != before and (now in old or before in new) for now, before in pairs)
 
 
 def _write_down(stale: Iterable[str], base: str, sides: Sequence[_Side], sample: Sequence[Asked]) -> None:
@@ -437,8 +501,10 @@ def _write_down(stale: Iterable[str], base: str, sides: Sequence[_Side], sample:
             "run": run, "old": old, "new": new, "base": base, "date": datetime.date.today().isoformat(),
             "machine": provenance.machine(), "versions": records.rests_on(run)["versions"], "sample": shown,
         }  # fmt: skip
-        if old != new:
+        if old != new:  # else it is not the code that made records old
             known = [one for one in known if (one["run"], one["old"], one["new"]) != (run, old, new)] + [entry]
+    if not known:
+        return
     files.write(path, "[\n" + ",\n".join(" " + json.dumps(one) for one in known) + "\n]\n")
     records.forget()
 

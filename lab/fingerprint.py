@@ -94,6 +94,19 @@ class _Seen(NamedTuple):
     problems: tuple[str, ...]
 
 
+class Statement(NamedTuple):
+    """A statement, or a lambda in one.
+
+    ``text`` is a hash of what it says and of the blocks around it, of a compound statement the head alone. ``last`` is
+    the last line of the condition of one that can go two ways, else 0.
+    """
+
+    text: str
+    line: int
+    is_lambda: bool = False
+    last: int = 0
+
+
 @dataclass(frozen=True)
 class Closure:
     """What a function rests on.
@@ -226,15 +239,19 @@ class Code:
         nodes = [node if self._module(node.module) else _kernel_node(node) for node in nodes]
         return {node: self._refers(node).text for node in nodes}
 
-    def statements(self, node: Node) -> tuple[Path | None, list[tuple[str, int]]]:
-        """The file of a definition, and of each of its statements the text (of a compound one, the head) and the line.
+    def references(self, node: Node) -> list[tuple[str, Node]]:
+        """What a definition calls the others that it refers to."""
+        return list(self._refers(node).references)
+
+    def statements(self, node: Node) -> tuple[Path | None, list[Statement]]:
+        """The file of a definition, and its statements and lambdas, of a compound statement the head alone.
 
         What only raises an error is left out. Nothing for a kernel.
         """
         module = self._module(node.module)
         if module is None or node.name.endswith(KERNELS):
             return None, []
-        found: list[tuple[str, int]] = []
+        found: list[Statement] = []
         for statement in module.statements(node.name):
             found += _statements(statement, self._is_mark(module))
         return module.path, found
@@ -626,22 +643,34 @@ def _kernel_node(node: Node) -> Node:
     return Node(module, f"{stem}.{node.name}")
 
 
-def _statements(statement: ast.AST, is_mark: Any) -> Iterator[tuple[str, int]]:
+def _statements(statement: ast.AST, is_mark: Any, within: str = "") -> Iterator[Statement]:
     blocks = ("body", "orelse", "finalbody", "handlers", "cases")
-    head, inner = [], []
+    head, inner, lambdas = [], [], []
     for name, value in _fields(statement, is_mark):
         if name in blocks and isinstance(value, list):
-            inner += value
+            inner += [(part, f"{within}/{name}") for part in value]
         else:
             head.append([name, _text(value, is_mark)])
+            parts = value if isinstance(value, list) else [value]
+            found = (node for part in parts if isinstance(part, ast.AST) for node in ast.walk(part))
+            lambdas += [node for node in found if isinstance(node, ast.Lambda)]
     if isinstance(statement, ast.Raise):
         return
     if isinstance(statement, ast.ExceptHandler) and isinstance(statement.body[-1], ast.Raise):
         return
     if not isinstance(statement, ast.ExceptHandler | ast.match_case) and not _is_docstring(statement):
-        yield _digest([type(statement).__name__, head]), getattr(statement, "lineno", 0)
-    for part in inner:
-        yield from _statements(part, is_mark)
+        text = _digest([type(statement).__name__, head, within])
+        yield Statement(text, getattr(statement, "lineno", 0), last=_end_of_fork(statement))
+        yield from (Statement(_digest(_text(one, is_mark)), one.lineno, True) for one in lambdas)
+    for part, block in inner:
+        yield from _statements(part, is_mark, block)
+
+
+def _end_of_fork(statement: ast.AST) -> int:
+    if not isinstance(statement, ast.If | ast.While) or isinstance(statement.test, ast.Constant):
+        return 0
+    only_raises = isinstance(statement.body[-1], ast.Raise) and not statement.orelse
+    return 0 if only_raises else statement.test.end_lineno or 0
 
 
 def _is_docstring(statement: ast.AST) -> bool:

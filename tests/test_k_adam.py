@@ -21,9 +21,7 @@ from lab.experiments.k_adam import (
     state_bytes,
 )
 from lab.files import ROOT
-from lab.image_models import ImageConvNet
-from lab.models import ConvNet
-from lab.normalised import Perceptron
+from lab.models import ConvNet, ImageConvNet, Perceptron
 from lab.training import cross_entropy, shuffled_batches, train
 
 ARMS = {"Adam": dict(k=1), "twice": dict(k=2, schedule="exp"), "one lag": dict(k=2, betas=[(0.9, 0.999), (0.0, 0.999)])}

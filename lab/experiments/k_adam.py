@@ -22,9 +22,7 @@ from kadam.update import Moments, Stage
 from lab import data, problems
 from lab.experiments import uses
 from lab.experiments.hyperparameters import blocks, steps_to
-from lab.image_models import ImageConvNet
-from lab.models import ConvNet, Transformer
-from lab.normalised import Perceptron
+from lab.models import ConvNet, ImageConvNet, Perceptron, Transformer
 from lab.training import accuracy, cross_entropy, shuffled_batches, train
 
 Array = NDArray[np.float64]

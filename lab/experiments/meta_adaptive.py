@@ -18,8 +18,7 @@ from kadam.update import Moments, Stage
 from lab import data
 from lab.experiments import uses
 from lab.experiments.hyperparameters import blocks
-from lab.models import ConvNet
-from lab.normalised import BranchNormTransformer, Perceptron
+from lab.models import BranchNormTransformer, ConvNet, Perceptron
 from lab.training import cross_entropy, shuffled_batches
 
 Array = NDArray[np.float64]

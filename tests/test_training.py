@@ -5,7 +5,7 @@ from torch import nn
 
 from kadam import KAdam
 from lab.models import Block, BranchNormBlock, BranchNormTransformer, ConvNet, Transformer
-from lab.training import largest_update, shuffled_batches, single_pass, train
+from lab.training import largest_update, shuffled_batches, single_pass, text_parts, train
 
 
 @pytest.mark.parametrize("block", [Block, BranchNormBlock])
@@ -101,3 +101,11 @@ def test_single_pass_uses_no_text_twice():
     assert all(torch.equal(x + 1, y) for x, y in batches)
     with pytest.raises(ValueError, match="steps: 11"):
         next(iter(single_pass(tokens, 4, 2, 11, 0)))
+
+
+def test_the_parts_of_the_text_share_no_block():
+    parts = text_parts(torch.arange(1005), context=4)  # 201 blocks: 161 and 40
+    assert torch.equal(parts.x[:, 1:], parts.y[:, :-1]) and torch.equal(parts.x_test + 1, parts.y_test)
+    starts = [part[:, 0] // 5 for part in (parts.x, parts.x_validation, parts.x_test)]
+    assert starts[0].tolist() == list(range(161))
+    assert starts[1].tolist() == [161, 177, 193] and starts[2].tolist() == [169, 185]

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kadam import ensemble, stability
 from lab import data
 from lab.experiments import uses
 from lab.models import ConvNet, Transformer
-from lab.training import cross_entropy, kadam_anywhere, shuffled_batches, text_blocks, train
+from lab.training import cross_entropy, kadam_anywhere, shuffled_batches, text_parts, train
 
 Array = NDArray[np.float64]
 Points = Sequence[Sequence[float]]
@@ -40,21 +40,10 @@ def transformer_on_words(
 ) -> dict[str, Any]:  # fmt: skip
     """The same for a two-layer transformer on the words, of which all but the ``vocabulary`` - 1 most frequent are one.
 
-    The parts are those of ``blocks``.
+    The parts are those of ``text_parts``.
     """
-    parts = blocks(data.words().tokens.clamp(max=vocabulary - 1), context)
+    parts = text_parts(data.words().tokens.clamp(max=vocabulary - 1), context)
     return _trained(lambda: Transformer(vocabulary, context), parts, points, lr, seed, steps, every, batch)
-
-
-def blocks(tokens: Tensor, context: int) -> data.Labelled:
-    """The text in blocks, inputs and next tokens (blocks, context): four fifths to train on, the last fifth held out.
-
-    Of the held-out blocks every sixteenth is for validation, and every sixteenth, halfway between those, for the test.
-    """
-    x, y = text_blocks(tokens, context)
-    start = len(x) - len(x) // 5  # of what is held out
-    parts = (slice(start), slice(start, None, 16), slice(start + 8, None, 16))
-    return data.Labelled(*(half[part] for part in parts for half in (x, y)))
 
 
 def _trained(
@@ -113,18 +102,3 @@ def level_points(c: float, beta: float, length: float, count: int) -> tuple[Arra
 def distances(beta: Array, gamma: Array) -> Array:
     """Length of the polygon through the points, up to each of them."""
     return np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(beta), np.diff(gamma)))])
-
-
-def steps_to(target: float, losses: Array, steps: Array) -> Array:
-    """The step at which each run's loss, (..., evaluations), first is ``target`` or less; infinite where it never is.
-
-    Interpolated linearly between the evaluations at ``steps``; at the first of them, if it is reached by then.
-    """
-    reached = losses <= target  # NaN is not
-    first = reached.argmax(axis=-1)
-    before = np.maximum(first - 1, 0)
-    high, low = (np.take_along_axis(losses, i[..., None], axis=-1)[..., 0] for i in (before, first))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(first > 0, (high - target) / (high - low), 1.0)
-    crossing = steps[before] + share * (steps[first] - steps[before])
-    return np.where(reached.any(axis=-1), crossing, np.inf)

@@ -21,9 +21,8 @@ from kadam.stages import make_stages
 from kadam.update import Moments, Stage
 from lab import data, problems
 from lab.experiments import uses
-from lab.experiments.hyperparameters import blocks, steps_to
 from lab.models import ConvNet, ImageConvNet, Perceptron, Transformer
-from lab.training import accuracy, cross_entropy, shuffled_batches, train
+from lab.training import accuracy, cross_entropy, shuffled_batches, text_parts, train
 
 Array = NDArray[np.float64]
 Settings = dict[str, Any]
@@ -60,7 +59,7 @@ def transformer_on_words(
     vocabulary: int = 500,
 ) -> dict[str, Any]:  # fmt: skip
     """The same for page 03's transformer: two layers, on the words, all but ``vocabulary`` - 1 of which are one."""
-    parts = blocks(data.words().tokens.clamp(max=vocabulary - 1), context)
+    parts = text_parts(data.words().tokens.clamp(max=vocabulary - 1), context)
     return _trained(lambda: Transformer(vocabulary, context), parts, members, seed, steps, every, batch)
 
 
@@ -128,54 +127,6 @@ def collected(
         shaped = of_k.reshape(len(seeds), len(names), len(lrs), *of_k.shape[2:])
         found |= {arm: np.moveaxis(shaped[:, i], 0, 1) for i, arm in enumerate(names)}
     return np.stack([found[arm] for arm in arms])
-
-
-def judged(observed: Mapping[str, Array], at: Array, target: float, chance: float) -> dict[str, Array]:
-    """What is compared, one number a run, from ``validation_loss``, ``test_loss``, ``test_accuracy``.
-
-    ``loss`` and ``accuracy``: the best on the test part; ``stopped``: the test loss where the validation loss is least;
-    ``validation``: the least; ``steps``: to the test loss ``target`` (evaluations are at ``at``), infinite if never.
-    A run that diverged has the loss ``chance`` and the accuracy 0, whatever it reached before; no loss counts as more
-    than ``chance``, so that none is judged worse than diverging.
-    """
-    diverged = np.isnan(observed["test_loss"]).any(axis=-1)
-    losses = {
-        name: np.where(np.isnan(observed[name]), np.inf, observed[name]) for name in ("validation_loss", "test_loss")
-    }
-    validation, test = losses["validation_loss"], losses["test_loss"]
-    stopped = np.take_along_axis(test, validation.argmin(axis=-1)[..., None], axis=-1)[..., 0]
-    best = {"loss": test.min(axis=-1), "stopped": stopped, "validation": validation.min(axis=-1)}
-    return {
-        **{name: np.where(diverged, chance, np.minimum(values, chance)) for name, values in best.items()},
-        "accuracy": np.where(diverged, 0.0, observed["test_accuracy"].max(axis=-1)),
-        "steps": np.where(diverged, np.inf, steps_to(target, test, at)),
-    }
-
-
-def best_lr(lrs: Sequence[float], losses: Array) -> Array:
-    """The learning rate of least loss, (lrs, ...) -> (...): the vertex of a parabola in ln lr and ln loss.
-
-    Through the best of the grid and its neighbours; the best itself where it is the first or the last.
-    """
-    x, y = np.log(np.asarray(lrs)), np.log(np.asarray(losses, dtype=float))
-    best = y.argmin(axis=0)
-    if len(x) < 3:
-        return np.exp(x[best])
-    middle = np.clip(best, 1, len(x) - 2)
-    x0, x1, x2 = (x[middle + i] for i in (-1, 0, 1))
-    y0, y1, y2 = (np.take_along_axis(y, (middle + i)[None], axis=0)[0] for i in (-1, 0, 1))
-    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        vertex = (x0 + x1) / 2 - left * (x2 - x0) / (2 * (right - left))
-    return np.exp(np.where(best == middle, vertex, x[best]))
-
-
-def lr_of_size(size: float, lrs: Sequence[float], update_rms: Array) -> float:
-    """The learning rate at which lr times the update's rms is ``size``, from the rms at ``lrs``, (lrs,)."""
-    size, lr = float(size), float(lrs[0])
-    for _ in range(50):
-        lr = size / float(np.interp(np.log(lr), np.log(lrs), update_rms))
-    return lr
 
 
 # --- baselines: plain runs of torch's optimizers and of a maintained recent one ---

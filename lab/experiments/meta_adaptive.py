@@ -17,9 +17,8 @@ from kadam.ensemble import Member, Params
 from kadam.update import Moments, Stage
 from lab import data
 from lab.experiments import uses
-from lab.experiments.hyperparameters import blocks
 from lab.models import BranchNormTransformer, ConvNet, Perceptron
-from lab.training import cross_entropy, shuffled_batches
+from lab.training import cross_entropy, shuffled_batches, text_parts
 
 Array = NDArray[np.float64]
 Settings = Sequence[Sequence[float]]
@@ -63,7 +62,7 @@ def norms_of_transformer(
 
 
 def _text() -> data.Labelled:
-    return blocks(data.words().tokens.clamp(max=VOCABULARY - 1), CONTEXT)
+    return text_parts(data.words().tokens.clamp(max=VOCABULARY - 1), CONTEXT)
 
 
 def _norms(

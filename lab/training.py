@@ -77,10 +77,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
-@torch.no_grad()
-def accuracy(logits: Tensor, targets: Tensor) -> float:
-    """Share of ``targets`` that the largest logit names."""
-    return (logits.argmax(-1) == targets).float().mean().item()
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of ``targets`` that the largest logit names, (), in the dtype of ``logits``."""
+    return (logits.argmax(-1) == targets).to(logits.dtype).mean()
 
 
 def kadam_anywhere(params: Iterable[Tensor], **arguments: Any) -> KAdam:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kadam import ensemble, stability
+from kadam import stability
 from lab import data
 from lab.experiments import uses
 from lab.models import ConvNet, Transformer
+from lab.together import trained
 from lab.training import cross_entropy, kadam_anywhere, shuffled_batches, text_parts, train
 
 Array = NDArray[np.float64]
@@ -30,7 +30,7 @@ def convnet_on_mnist1d(
     All points start from the same weights and see the same batches. Returns ``validation_loss`` and ``test_loss``,
     (points, evaluations), NaN from where a run diverged; the ``steps`` of the evaluations; ``diverged_at``, (points,).
     """
-    return _trained(lambda: ConvNet(channels), data.mnist1d(), points, lr, seed, steps, every, batch)
+    return trained(lambda: ConvNet(channels), data.mnist1d(), _members(points, lr), seed, steps, every, batch)
 
 
 @uses("words")
@@ -43,21 +43,12 @@ def transformer_on_words(
     The parts are those of ``text_parts``.
     """
     parts = text_parts(data.words().tokens.clamp(max=vocabulary - 1), context)
-    return _trained(lambda: Transformer(vocabulary, context), parts, points, lr, seed, steps, every, batch)
+    return trained(lambda: Transformer(vocabulary, context), parts, _members(points, lr), seed, steps, every, batch)
 
 
-def _trained(
-    make: Callable[[], nn.Module], parts: data.Labelled, points: Points, lr: float, seed: int, steps: int, every: int,
-    batch: int,
-) -> dict[str, Any]:  # fmt: skip
-    loss, init = ensemble.from_module(make, cross_entropy)
-    members = [dict(lr=lr, betas=(gamma, beta), weight_decay=0.0, k=1, seed=seed) for beta, gamma in points]
-    batches = list(shuffled_batches(parts.x, parts.y, batch, steps, seed))
-    held_out = {"validation_loss": (parts.x_validation, parts.y_validation), "test_loss": (parts.x_test, parts.y_test)}
-    observe = {name: lambda member, part=part: loss(member.params, part) for name, part in held_out.items()}
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused kernel takes the members one by one
-        runs = ensemble.train(loss, init, members, lambda step, _: batches[step - 1], steps, observe, every)
-    return {**runs.observed, "steps": runs.observed_at, "diverged_at": runs.diverged_at}
+def _members(points: Points, lr: float) -> list[dict[str, Any]]:
+    """A member of ``trained`` for every point: Adam at its (beta, gamma)."""
+    return [dict(lr=lr, betas=(gamma, beta), k=1) for beta, gamma in points]
 
 
 def difference_to_single_runs(points: Points, lr: float, steps: int, seed: int = 0) -> float:

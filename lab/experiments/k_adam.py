@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import schedulefree  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from kadam import ensemble, update
 from kadam.flow import Flow
@@ -22,6 +22,7 @@ from kadam.update import Moments, Stage
 from lab import data, problems
 from lab.experiments import uses
 from lab.models import ConvNet, ImageConvNet, Perceptron, Transformer
+from lab.together import trained
 from lab.training import accuracy, cross_entropy, shuffled_batches, text_parts, train
 
 Array = NDArray[np.float64]
@@ -30,6 +31,13 @@ Settings = dict[str, Any]
 
 
 # --- the tasks: a group of runs with one k and one seed is trained together ---
+
+
+def _update_rms(member: ensemble.Member) -> Tensor:
+    return torch.cat([u.flatten() for u in member.updates.values()]).square().mean().sqrt()
+
+
+_trained = partial(trained, on_test={"test_accuracy": accuracy}, observe={"update_rms": _update_rms})
 
 
 @uses("mnist1d")
@@ -72,35 +80,6 @@ def convnet_on_cifar10(
     parts = data.cifar10()
     fewer = data.Labelled(parts.x, parts.y, *(half[:2000] for half in parts[2:]))
     return _trained(lambda: ImageConvNet(channels), fewer, members, seed, steps, every, batch)
-
-
-def _trained(
-    make: Callable[[], nn.Module], parts: data.Labelled, members: Sequence[Settings], seed: int, steps: int, every: int,
-    batch: int,
-) -> dict[str, Any]:  # fmt: skip
-    loss, init = ensemble.from_module(make, cross_entropy)
-    module = make()
-
-    def on_test(member: ensemble.Member) -> Tensor:
-        """Loss and accuracy, (2,), of one pass."""
-        found = torch.func.functional_call(module, member.params, (parts.x_test,))
-        right = (found.argmax(-1) == parts.y_test).to(found.dtype).mean()
-        return torch.stack([cross_entropy(found, parts.y_test), right])
-
-    observe: dict[str, ensemble.Observer] = {
-        "validation_loss": lambda member: loss(member.params, (parts.x_validation, parts.y_validation)),
-        "test": on_test,
-        "update_rms": lambda member: torch.cat([u.flatten() for u in member.updates.values()]).square().mean().sqrt(),
-    }
-    batches = list(shuffled_batches(parts.x, parts.y, batch, steps, seed))
-    named = [{"weight_decay": 0.0, "seed": seed, **member} for member in members]
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused kernel takes the members one by one
-        runs = ensemble.train(loss, init, named, lambda step, _: batches[step - 1], steps, observe, every)
-    test = runs.observed.pop("test")
-    if test.ndim == 2:  # nobody got as far as the first look
-        test = np.full((*test.shape, 2), np.nan)
-    return {**runs.observed, "test_loss": test[..., 0], "test_accuracy": test[..., 1], "steps": runs.observed_at,
-            "diverged_at": runs.diverged_at}  # fmt: skip
 
 
 def groups(arms: Mapping[str, Settings], lrs: Sequence[float], seeds: Sequence[int], **common: Any) -> list[Settings]:

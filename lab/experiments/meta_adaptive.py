@@ -15,12 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kadam import ensemble, invariance, update
 from kadam.ensemble import Member, Params
 from kadam.update import Moments, Stage
-from lab import data
+from lab import data, together
 from lab.experiments import run
-from lab.experiments.hyperparameters import blocks
-from lab.models import ConvNet
-from lab.normalised import BranchNormTransformer, Perceptron
-from lab.training import cross_entropy, shuffled_batches
+from lab.models import BranchNormTransformer, ConvNet, Perceptron
+from lab.training import cross_entropy, shuffled_batches, text_parts
 
 Array = NDArray[np.float64]
 Settings = Sequence[Sequence[float]]
@@ -64,7 +62,7 @@ def norms_of_transformer(
 
 
 def _text() -> data.Labelled:
-    return blocks(data.words().tokens.clamp(max=VOCABULARY - 1), CONTEXT)
+    return text_parts(data.words().tokens.clamp(max=VOCABULARY - 1), CONTEXT)
 
 
 def _norms(
@@ -77,7 +75,6 @@ def _norms(
         for lr, weight_decay in settings
         for gamma in gammas
     ]
-    order = list(shuffled_batches(parts.x, parts.y, batch, steps, seed))
 
     def numbers(member: Member) -> Tensor:
         """(units, 7): |W'|^2, <W', u>, |u|^2, mean v, |g|^2/v, |m|^2, <m, u>."""
@@ -91,8 +88,7 @@ def _norms(
             found.append(torch.stack([w * w, w * u, u * u, v / v.shape[1], g * g / v, m * m, m * u]).sum(-1).T)
         return torch.cat(found)
 
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused kernel takes the members one by one
-        runs = ensemble.train(loss, init, members, lambda step, _: order[step - 1], steps, {"numbers": numbers})
+    runs = together.runs(loss, init, parts, members, seed, steps, 1, batch, {"numbers": numbers})
     if runs.diverged_at.any():
         raise RuntimeError(f"settings: members {np.flatnonzero(runs.diverged_at).tolist()} diverged (lower eta)")
     first = init(seed)
@@ -166,7 +162,6 @@ def equilibrium(
         return {name: w * scale if name in ("first.weight", "second.weight") else w for name, w in first.items()}
 
     members = [dict(lr=lr, weight_decay=weight_decay, betas=(g, BETA), eps=EPS, k=1, seed=seed) for g in gammas]
-    order = list(shuffled_batches(parts.x, parts.y, batch, steps, seed))
     name = "second.weight"
     observe: dict[str, Callable[[Member], Tensor]] = {
         "w": lambda member: member.params[name].flatten(),
@@ -174,7 +169,7 @@ def equilibrium(
         "u_squared": lambda member: member.updates[name].square().sum(),
         "v": lambda member: member.moments[0][1][name].mean(),
     }
-    runs = ensemble.train(loss, init, members, lambda step, _: order[step - 1], steps, observe)
+    runs = together.runs(loss, init, parts, members, seed, steps, 1, batch, observe)
     if runs.diverged_at.any():
         raise RuntimeError(f"lr: {lr} (a member diverged)")
     w, u_squared = runs.observed["w"].astype(float), runs.observed["u_squared"][:, -window:]

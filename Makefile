@@ -66,12 +66,6 @@ test-integrations: environment
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -r requirements-integrations.txt
 	@$(PY) -m pytest tests/test_integrations.py
 
-# The committed notebooks, executed anew with the parameters they hold (smoke).
-notebooks: $(PAGES:%=notebook-%)
-
-notebook-%: environment
-	@$(PY) -m lab execute $*
-
 # The figures behind the performance claims, into results/benchmarks; ten minutes on an idle machine.
 bench: environment
 	@for script in benchmarks/*.py; do $(PY) $$script || exit 1; done

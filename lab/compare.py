@@ -12,6 +12,8 @@ import numpy as np
 from lab import claims, experiments, files, pages, records, report
 from lab.claims import Claim
 
+MUST_HOLD = "This claim must hold: something is wrong."
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -21,6 +23,7 @@ class Shared:
         runs: how many this page of the reproduction rests on.
         shared: how many of them are published with the same arguments; measurements of time do not count.
         equal: how many of these agree to the last bit.
+        timed: how many of ``runs`` measure time.
         farthest: of the others, the largest difference of a number over the largest number of its array.
         where: its run, arguments and array.
     """
@@ -28,18 +31,24 @@ class Shared:
     runs: int
     shared: int
     equal: int
+    timed: int = 0
     farthest: float = 0.0
     where: str = ""
+
+    @property
+    def same(self) -> bool:
+        """Whether all runs are those that are published; measurements of time do not count."""
+        return self.equal + self.timed == self.runs
 
     def __str__(self) -> str:
         if not self.shared:
             return f"{self.runs} runs, none with the arguments of a published one"
         if self.equal == self.shared:
             return f"{self.runs} runs, {self.shared} of them published: all agree to the last bit"
-        return (
-            f"{self.runs} runs, {self.shared} of them published: {self.equal} agree to the last bit; the largest "
-            f"difference is {self.farthest:.1e} of the largest number ({self.where})"
-        )
+        start = f"{self.runs} runs, {self.shared} of them published: {self.equal} agree to the last bit"
+        if not self.where:
+            return f"{start}; the others' numbers are not on this machine, or damaged"
+        return f"{start}; the largest difference is {self.farthest:.1e} of the largest number ({self.where})"
 
 
 def compare(profile: str, asked: Iterable[str] | None = None) -> tuple[str, bool]:
@@ -61,6 +70,7 @@ def compare(profile: str, asked: Iterable[str] | None = None) -> tuple[str, bool
         rows, notes = [], []
         for claim in report.claims_of(mine[page]):
             other = theirs.get(claim.name)
+            fine = fine and not claim.broken
             if other is None:
                 notes.append(f"- **{claim.name}**: not published.")
                 continue
@@ -70,9 +80,12 @@ def compare(profile: str, asked: Iterable[str] | None = None) -> tuple[str, bool
             rows.append((claim.name, _shown(other), _shown(claim), "yes" if agrees else "**no**"))
             if not agrees:
                 differing = _differing(mine[page], published[page])
-                alarm = claim.broken or (not differing and found.equal == found.shared)
                 notes.append(f"- **{claim.name}**: {reason(claim, other, differing, found)}")
-                fine = fine and not alarm
+                fine = fine and (bool(differing) or not found.same)
+            elif claim.broken:
+                notes.append(f"- **{claim.name}**: *{claim.verdict}*, here and published. {MUST_HOLD}")
+        absent = theirs.keys() - {claim.name for claim in report.claims_of(mine[page])}
+        notes += [f"- **{name}**: published, and not yours." for name in sorted(absent)]
         table = report.table(("claim", "published [95 %]: verdict", "yours [95 %]: verdict", "same verdict?"), rows)
         lines += [f"## {page}\n", f"{found}.\n", table + "\n", *notes, *([""] if notes else [])]
     lines.append(f"{same} of {total} verdicts are the same.")
@@ -83,22 +96,25 @@ def reason(mine: Claim, other: Claim, differing: list[str], runs: Shared) -> str
     """A sentence for a verdict that differs from the published one."""
     said = f"published *{other.verdict}*, yours *{mine.verdict}*"
     if mine.broken:
-        return f"{said}. This claim must hold: something is wrong."
-    if not differing and runs.equal == runs.shared:
+        return f"{said}. {MUST_HOLD}"
+    if not differing and runs.same:
         return f"{said}, from the same runs and the same page: something is wrong."
     causes = []
     if (mine.seeds or 0) != (other.seeds or 0):
-        causes.append(f"yours rests on {mine.seeds} seeds or points, the published one on {other.seeds}")
+        causes.append(f"yours rests on {mine.seeds or 0} seeds or points, the published one on {other.seeds or 0}")
     if mine.interval and other.interval:
-        ratio = (mine.interval[1] - mine.interval[0]) / max(other.interval[1] - other.interval[0], 1e-300)
-        if ratio > 1.1:
-            causes.append(f"your interval is {ratio:.1f} times as wide")
+        wide, wide_there = mine.interval[1] - mine.interval[0], other.interval[1] - other.interval[0]
+        if wide > 1.1 * wide_there:
+            times = f"{wide / wide_there:.1f} times as wide" if wide_there else "wider: the published one is a point"
+            causes.append(f"your interval is {times}")
         overlap = mine.interval[0] <= other.interval[1] and other.interval[0] <= mine.interval[1]
         causes.append("the intervals overlap" if overlap else "the intervals do not overlap")
     if differing:
-        causes.append(f"other parameters: {', '.join(differing)}")
+        causes.append(f"differing: {', '.join(differing)}")
     if runs.equal < runs.shared:
         causes.append("the machines round differently")
+    if runs.shared + runs.timed < runs.runs:
+        causes.append(f"{runs.runs - runs.shared - runs.timed} of your runs are not published")
     return f"{said}; {'; '.join(causes)}."
 
 
@@ -106,28 +122,33 @@ def shared(page: str, profile: str) -> Shared:
     """Compare the runs of a finished page with the published records of the same runs."""
     used = {entry["id"]: entry for entry in pages.used_runs(pages.kept(page, profile))}
     names = experiments.all_runs()
-    both = equal = 0
+    both = equal = timed = 0
     farthest, where = 0.0, ""
     theirs = records.published(page)
     for id, entry in used.items():
-        if id not in theirs.ids() or names[entry["run"]].timed:
+        if entry["run"] in names and names[entry["run"]].timed:
+            timed += 1
+            continue
+        if id not in theirs.ids():
             continue
         both += 1
         if theirs.sha256(id) == entry["sha256"]:
             equal += 1
+            continue
+        if entry["run"] not in names:
             continue
         record, own = theirs.record(id), records.local(theirs.question(id))
         if record is not None and own is not None:
             off, array = difference(record.arrays, own.arrays)
             if off >= farthest:
                 farthest, where = off, f"{entry['run']}, {array}, {json.dumps(entry['arguments'])}"
-    return Shared(len(used), both, equal, farthest, where)
+    return Shared(len(used), both, equal, timed, farthest, where)
 
 
 def difference(one: records.Arrays, other: records.Arrays) -> tuple[float, str]:
     """The largest |difference| of two records over the largest |number| of its array, and the array's name.
 
-    Infinite where names, shapes or types differ, a text does, or a number is not finite in one of the two alone.
+    Infinite where names, shapes or types differ, a text or an integer does, or a number is not finite in one alone.
     """
     if sorted(one) != sorted(other):
         return np.inf, f"arrays {sorted(set(one) ^ set(other))}"
@@ -163,10 +184,12 @@ def _shown(claim: Claim) -> str:
 
 
 def _differing(mine: dict[str, Any], published: dict[str, Any]) -> list[str]:
-    """The parameters in which the two runs of a page differ, yours for the published."""
+    """In what the two runs of a page differ: parameters, yours for the published; else whether the page itself does."""
     own, other = mine["provenance"]["parameters"], published["provenance"]["parameters"]
-    return [
+    found = [
         f"{name} = {own.get(name)} for {other.get(name)}"
         for name in {**own, **other}
         if own.get(name) != other.get(name)
     ]
+    same_page = mine["provenance"]["key"] == published["provenance"]["key"]
+    return found if found or same_page else ["the page's cells, what they use, or versions"]

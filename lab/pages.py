@@ -14,6 +14,7 @@ import ast
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from lab.claims import BROKEN
 from lab.files import CACHE, NOTEBOOKS, RESULTS, write_json
 
 PROFILES = ("smoke", "standard", "full")
-IGNORE = "# NBVAL_IGNORE_OUTPUT"  # in a cell whose numbers another machine, or the clock, may change
+IGNORE = "# NBVAL_IGNORE_OUTPUT"  # a line of its own, or nbval overlooks it: the machine or the clock decides
 LOOKS = ("lab.figures", "lab.display", "lab.sweep", "lab.progress")  # modules that change no number of a page
 STRIPPED = ("metadata.papermill", "cell.metadata.papermill", "cell.metadata.execution",
             "metadata.language_info.version")  # fmt: skip
@@ -131,12 +132,16 @@ def key_of(page: str, parameters: dict[str, Any]) -> str:
     """What a page's numbers depend on besides its runs: its code cells, its parameters, what they use, versions."""
     cells = [cell for cell in read(NOTEBOOKS / f"{page}.ipynb").cells if cell.cell_type == "code"]
     code = [cell.source for cell in cells if "parameters" not in cell.metadata.get("tags", [])]
-    source = "\n".join(text for text in code if not text.startswith("%"))
+    source = "\n".join(line for text in code for line in text.split("\n") if not line.startswith("%"))
     runs = [run.function for run in experiments.all_runs().values()]  # their results count, not their code
     stop = [*LOOKS, *(f"{run.__module__}.{run.__qualname__}" for run in runs)]
     closure = fingerprint.here().of_source(source, stop)
+    # the closure knows no order, which a page depends on
+    order = [fingerprint.here().of_source(ast.unparse(part)).fingerprint for part in ast.parse(source).body]
     versions = provenance.versions(closure.packages & {"scipy", "sympy"})
-    return provenance.digest({"code": closure.fingerprint, "parameters": parameters, "versions": versions})
+    return provenance.digest(
+        {"code": closure.fingerprint, "order": order, "parameters": parameters, "versions": versions}
+    )
 
 
 def is_current(page: str, profile: str, origin: dict[str, Any]) -> bool:
@@ -246,6 +251,7 @@ def is_whole(folder: Path) -> bool:
     """Whether a page's folder holds all that a finished page leaves, and it can be read."""
     try:
         read(folder / "executed.ipynb")
+        used_runs(folder)
         return all(json.loads((folder / f"{name}.json").read_text()) for name in ("claims", "provenance"))
     except (OSError, ValueError):  # missing or cut off: the page is run again
         return False
@@ -322,6 +328,9 @@ def publish(page: str, partial: bool = False) -> int:
 
     Args:
         partial: compute nothing; publish those that are on this machine already, beside those that are published.
+
+    Raises:
+        PageError: the page failed; or a run that it used has no record, so that it cannot be published.
     """
     folder = kept(page, "full")
     os.environ["KADAM_RECORDS"] = "use"
@@ -333,16 +342,30 @@ def publish(page: str, partial: bool = False) -> int:
         asked_in = next((place / sweep.USED for place in running if (place / sweep.USED).is_file()), None)
         if asked_in is None:
             raise PageError(f"{page}: has asked for no runs yet (make records PAGES={page} starts it)")
-        entries = [json.loads(line) for line in asked_in.read_text(encoding="utf-8").splitlines()]
+        lines = asked_in.read_text(encoding="utf-8").split("\n")
+        entries = [json.loads(line) for line in lines[:-1]]  # what follows the last end of line is being written
     names = experiments.all_runs()
+    asked = {entry["id"]: entry for entry in entries if entry["run"] in names}
     found = {}
-    for entry in entries:
-        if "arguments" in entry and entry["run"] in names:
-            question = records.Asked(names[entry["run"]], records.unplain(entry["arguments"]))
-            if (record := records.find(question)) is not None:
-                found[record.id] = record
+    for id, entry in asked.items():
+        record = records.find(records.Asked(names[entry["run"]], records.unplain(entry["arguments"])))
+        if record is not None:
+            found[id] = record
+    if partial:
+        before = records.published(page)
+        readable = {id: before.record(id) for id in before.ids() if id not in found}
+        found |= {id: record for id, record in readable.items() if record is not None}
+    elif len(found) < len(asked):
+        raise PageError(
+            f"{page}: {len(asked) - len(found)} of its {len(asked)} runs have no record here, so nothing is published "
+            f"(KADAM_CACHE=off keeps none; else remove {folder.relative_to(RESULTS.parent)}/)"
+        )
     records.publish(page, found.values())
     return len(found)
+
+
+def _switches_nbval(text: str) -> bool:
+    return bool(re.search(r"NBVAL_(?!IGNORE_OUTPUT)|PYTEST_VALIDATE|^nbval-|^raises-exception$", text))
 
 
 def faults(path: Path) -> list[str]:
@@ -353,10 +376,14 @@ def faults(path: Path) -> list[str]:
     if not any(cell.outputs for cell in verdicts):
         found.append("the verdicts are not shown, so nbval would accept any")
     for cell in code:
-        if IGNORE in cell.source and not cell.source.startswith(f"{IGNORE}: "):
-            found.append(f"a cell is not compared and does not say why (its first line must be '{IGNORE}: reason')")
+        first, second = [*cell.source.split("\n"), ""][:2]
+        if IGNORE in cell.source and not (first == IGNORE and second.startswith("# ")):
+            found.append(f"a cell is not compared and does not say why (must start with '{IGNORE}', then '# reason')")
     if any(IGNORE in cell.source for cell in verdicts):
         found.append("the verdicts are not compared")
+    others = [word for cell in code for word in (cell.source, *cell.metadata.get("tags", [])) if _switches_nbval(word)]
+    if others:
+        found.append(f"a cell tells nbval something else than {IGNORE}")
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         found.append("not executed from top to bottom in one go")
     if any(output.output_type == "error" for cell in code for output in cell.outputs):

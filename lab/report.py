@@ -107,7 +107,7 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
             f"## [{page}]({up}notebooks/{page}.ipynb)\n",
             table(header, rows) + "\n",
             f"Parameters: {parameters}.\n",
-            f"From {origin['runs']} runs: {_runs(origin)}.\n",
+            f"{_runs(origin)}.\n",
         ]
     return "\n".join(parts)
 
@@ -119,13 +119,15 @@ def _made_by(profile: str) -> str:
 
 
 def _runs(origin: dict[str, Any]) -> str:
-    """The kinds of runs, with the versions that they rest on."""
+    """How many runs a page rests on, of which kinds, and with which versions."""
+    if not origin["runs"]:
+        return "From no runs"
     kinds = ", ".join(f"`{name}`" for name in origin["rests_on"])
     versions = {
         json.dumps(made["versions"]): made["versions"] for found in origin["rests_on"].values() for made in found
     }
     named = {f"{name} {version}" for found in versions.values() for name, version in found.items()}
-    return f"{kinds} ({', '.join(sorted(named))})"
+    return f"From {origin['runs']} runs: {kinds} ({', '.join(sorted(named))})"
 
 
 def printed(executed: Path) -> str:
@@ -140,7 +142,7 @@ def printed(executed: Path) -> str:
     return "\n".join(parts)
 
 
-def readmetable(gathered: dict[str, Any]) -> str:
+def readme_table(gathered: dict[str, Any]) -> str:
     """The README's table: the paper's claims, and of ours, so marked, what did not come out; of the rest, how many."""
     everything = [(page, claim) for page, entry in gathered.items() for claim in claims_of(entry)]
     rows = [
@@ -183,7 +185,7 @@ def update_readme(path: Path, gathered: dict[str, Any]) -> None:
     _, found_end, after = rest.partition(END)
     if not (found and found_end):
         raise ValueError(f"{path.name}: must hold the lines {START} and {END}")
-    write(path, f"{before}{START}\n{readmetable(gathered)}\n{END}{after}")
+    write(path, f"{before}{START}\n{readme_table(gathered)}\n{END}{after}")
 
 
 def _or_dash(value: float | None) -> str:

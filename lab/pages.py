@@ -8,7 +8,6 @@ that it uses changed.
 from __future__ import annotations
 
 import ast
-import fcntl
 import json
 import os
 import shutil
@@ -16,8 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from lab import provenance
 from lab.claims import BROKEN
-from lab.files import CACHE, NOTEBOOKS, RESULTS, ROOT, write_json
+from lab.files import CACHE, NOTEBOOKS, RESULTS, ROOT, locked, write_json
 
 PROFILES = ("smoke", "standard", "full")
 MARK = "# NBVAL_CHECK_OUTPUT"
@@ -147,7 +144,7 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
         profile = "custom"
     key, target = key_of(page, parameters), kept(page, profile)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(page, target.parent / f"{page}.lock"):
+    with locked(target.parent / f"{page}.lock", lambda: say(page, "is being run by another process; waits for it")):
         if is_whole(target) and json.loads((target / "provenance.json").read_text())["key"] == key:
             say(page, "up to date")
             return False
@@ -175,18 +172,6 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
             shutil.rmtree(gone, ignore_errors=True)
     say(page, f"finished in {seconds // 60} min {seconds % 60} s")
     return True
-
-
-@contextmanager
-def _only_one(page: str, path: Path) -> Iterator[None]:
-    """Hold a lock, which the system frees however the process ends; wait for it if another process has it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(page, "is being run by another process; waits for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _require_verdicts(page: str, path: Path) -> None:

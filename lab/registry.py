@@ -6,7 +6,6 @@ A file enters data/ whole and checked, and is checked again whenever it is read.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import io
@@ -16,8 +15,6 @@ import sys
 import tarfile
 import urllib.request
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +63,7 @@ def _compare(name: str, place: object, content: bytes, expected: str) -> None:
 def _download(name: str, folder: Path) -> None:
     """Get the missing files of a set; processes that want the same set at once wait for the first."""
     source, expected = entries()[name]["source"], entries()[name]["files"]
-    with _only_one(folder / f".{name}.lock"):
+    with files.locked(folder / f".{name}.lock"):
         missing = [file for file in expected if not (folder / file).is_file()]
         if not missing:
             return
@@ -98,10 +95,3 @@ def _unpacked(source: str, missing: list[str]) -> dict[str, bytes]:
 def _get(address: str) -> bytes:
     with urllib.request.urlopen(address, timeout=60) as response:
         return response.read()
-
-
-@contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,13 +1,14 @@
 """The data sets by name.
 
-MNIST-1D and the words of the Python language reference need no download; CIFAR-10, WikiText-2 and Tiny Shakespeare are
-files, which ``lab.registry`` finds or fetches.
+MNIST-1D, which is generated, and the words of the Python language reference, which the repository carries, need no
+download; CIFAR-10, WikiText-2 and Tiny Shakespeare are files, which ``lab.registry`` finds or fetches.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import pickle
 import random
 import re
@@ -89,14 +90,15 @@ def _generate_mnist1d(seed: int) -> dict[str, np.ndarray]:
 
 @cache
 def words() -> Words:
-    """The Python language reference as CPython carries it (``pydoc_data.topics``), split into words and punctuation.
+    """The Python language reference of CPython 3.11.7, which the repository carries, in words and punctuation.
 
-    About 0.46 M characters, 90 k tokens, 5 k types, of which 2 k occur once. Its text, hence its checksum, changes
-    with the version of Python.
+    465,048 characters, 89,292 tokens, 4,893 types, of which 1,485 occur once.
+
+    Raises:
+        DataError: the file is missing or another one.
     """
-    from pydoc_data.topics import topics
-
-    return _encoded(re.findall(r"\w+|[^\w\s]+", "\n".join(topics[name] for name in sorted(topics))))
+    text = lzma.decompress(registry.carried("words")).decode()
+    return _encoded(re.findall(r"\w+|[^\w\s]+", text))
 
 
 def _encoded(pieces: Sequence[str]) -> Words:

@@ -1,7 +1,8 @@
 """The registry of data sets, data/registry.json: where each comes from, and the checksums that it must have.
 
 The files of a set lie in the folder that ``KADAM_DATA`` names, or else in data/, whither they are downloaded once.
-A file enters data/ whole and checked, and is checked again whenever it is read.
+A file enters data/ whole and checked, and is checked again whenever it is read. What the repository itself carries
+always lies in data/.
 """
 
 from __future__ import annotations
@@ -47,16 +48,30 @@ def read(name: str, file: str) -> bytes:
             )
         _download(name, folder)
     content = path.read_bytes()
-    _compare(name, path, content, expected)
+    _compare(name, path, content, expected, "replace the file, or delete it")
     return content
 
 
-def _compare(name: str, place: object, content: bytes, expected: str) -> None:
+def carried(name: str) -> bytes:
+    """The content of the one file of the set ``name``, which the repository carries; it has the registered SHA-256.
+
+    Raises:
+        DataError: the file is missing or another one; it names file, place and checksum.
+    """
+    entry = entries()[name]
+    path = ROOT / "data" / entry["file"]
+    if not path.is_file():
+        raise DataError(f"data set {name!r}: {path} is missing (SHA-256 {entry['sha256']}; check it out anew)")
+    content = path.read_bytes()
+    _compare(name, path, content, entry["sha256"], "check it out anew")
+    return content
+
+
+def _compare(name: str, place: object, content: bytes, expected: str, remedy: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise DataError(
-            f"data set {name!r}: {place} has SHA-256 {found}, but data/registry.json says {expected}"
-            " (replace the file, or delete it)"
+            f"data set {name!r}: {place} has SHA-256 {found}, but data/registry.json says {expected} ({remedy})"
         )
 
 
@@ -77,7 +92,7 @@ def _download(name: str, folder: Path) -> None:
                 f" KADAM_DATA the folder that holds it; missing are {wanted}"
             ) from None
         for file, content in contents.items():
-            _compare(name, f"{file} from {source}", content, expected[file])
+            _compare(name, f"{file} from {source}", content, expected[file], "the file there changed")
         for file, content in contents.items():
             files.write(folder / file, content)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lab import data, registry
+from lab import data, files, registry
 
 
 def write_registry(root, monkeypatch, entries):
@@ -51,6 +51,32 @@ def test_words_have_rare_tokens():
     assert len(text.tokens) > 80_000 and len(counts) == len(text.vocabulary) > 4_000
     assert (counts == 1).sum() > 1_000
     assert counts[0] == counts.max() and text.vocabulary[text.tokens[0]] in text.vocabulary
+
+
+def test_words_are_the_frozen_text():
+    text = data.words()
+    assert len(text.tokens) == 89_292 and len(text.vocabulary) == 4_893
+    # as they came from CPython 3.11.7 itself
+    assert data.checksum("words") == "08a7d232ddc6b699f283e1faeef1a0d416cdff5e032a14e3874eeac27861d44d"
+    for folder in ("kadam", "lab", "benchmarks", "notebooks"):
+        for path in (*(files.ROOT / folder).rglob("*.py"), *(files.ROOT / folder).rglob("*.ipynb")):
+            assert "pydoc_data" not in path.read_text(), path
+
+
+def test_a_changed_or_missing_frozen_text_is_refused(tmp_path, monkeypatch):
+    entry = registry.entries()["words"]
+    content = bytearray((files.ROOT / "data" / entry["file"]).read_bytes())
+    content[1000] ^= 1
+    write_registry(tmp_path, monkeypatch, registry.entries())
+    monkeypatch.setenv("KADAM_DATA", str(files.ROOT / "data"))  # where the right one lies
+    path = tmp_path / "data" / entry["file"]
+    with pytest.raises(data.DataError, match="'words'.*missing") as missing:
+        data.words.__wrapped__()
+    path.write_bytes(content)
+    with pytest.raises(data.DataError, match="'words'.*registry.json says") as changed:
+        data.words.__wrapped__()
+    assert all(str(path) in str(error.value) and entry["sha256"] in str(error.value) for error in (missing, changed))
+    assert hashlib.sha256(content).hexdigest() in str(changed.value)
 
 
 def test_checksum():

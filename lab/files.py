@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import io
 import json
 import os
 import tempfile
@@ -10,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -34,6 +38,26 @@ def write(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as an npz file behind a SHA-256 of the file's name and that content."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write(path, _seal(path, buffer.getvalue()) + buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """What ``write_arrays`` wrote under this name; None if the file is missing, damaged or another one."""
+    content = path.read_bytes() if path.is_file() else b""
+    if content[:32] != _seal(path, content[32:]):
+        return None
+    with np.load(io.BytesIO(content[32:]), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _seal(path: Path, content: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + b"\n" + content).digest()
 
 
 @contextmanager

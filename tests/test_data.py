@@ -29,6 +29,40 @@ def test_mnist1d_is_the_published_set():
         assert not test & {row.numpy().tobytes() for row in other}
 
 
+@pytest.fixture
+def generated(tmp_path, monkeypatch):
+    """An empty cache, and the seeds that are generated, in their order."""
+    seeds = []
+    original = data._generate_mnist1d
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(data, "_generate_mnist1d", lambda seed: seeds.append(seed) or original(seed))
+    return seeds
+
+
+def test_mnist1d_is_generated_once_for_all_processes(generated):
+    first, again = loaded("mnist1d"), loaded("mnist1d")
+    assert generated == [42, 43]
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(first, again, strict=True))
+
+
+def test_a_damaged_or_foreign_file_is_generated_anew(generated):
+    right = loaded("mnist1d")
+    published, fresh = sorted(files.CACHE.iterdir(), key=lambda path: "seed-43" in path.name)
+    content = bytearray(published.read_bytes())
+    content[1000] ^= 1
+    damages = {
+        "a flipped bit": lambda: published.write_bytes(content),
+        "cut short": lambda: published.write_bytes(published.read_bytes()[:-1]),
+        "empty": lambda: published.write_bytes(b""),
+        "another's": lambda: published.write_bytes(fresh.read_bytes()),
+    }
+    for name, damage in damages.items():
+        generated.clear()
+        damage()
+        assert all(torch.equal(a, b) for a, b in zip(right, loaded("mnist1d"), strict=True)), name
+        assert generated == [42], name
+
+
 def test_generating_leaves_the_callers_generators_alone():
     random.seed(3), np.random.seed(3)
     expected = random.random(), np.random.random()

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
-from distributed import Client, Future, get_worker, wait
-from distributed.client import FuturesCancelledError
+import joblib
+from distributed import Client, get_worker
+from distributed.scheduler import KilledWorker, NoWorkerError
+from joblib._dask import DaskDistributedBackend
 
 from lab import provenance
 
-AHEAD = 2  # calls that a worker holds: one under way, one to go on with
+Function = Callable[..., Any]
 START = "start it in this checkout: PYTHONPATH=. dask"
 WORKER = "worker ADDRESS --nthreads 1"
 LOST = "KADAM_CLUSTER: the connection to the scheduler was lost; the finished runs are kept"
@@ -33,25 +36,54 @@ class ClusterError(RuntimeError):
     """A cluster cannot be used, or was lost."""
 
 
-def results(address: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """``function(*call)`` for every call, as they finish.
+class Backend(DaskDistributedBackend):  # type: ignore[misc]
+    """joblib's backend for Dask, with two of its gaps closed."""
+
+    def effective_n_jobs(self, n_jobs: int) -> int:
+        # with one worker, joblib would compute here instead of there
+        return max(2, super().effective_n_jobs(n_jobs))
+
+    def submit(self, func: Any, callback: Callable[[Any], None]) -> Any:
+        """Submit a batch of one call. If it fails, the exception is its result.
+
+        joblib would never hear of a call that no worker finished, and would drop the results that are there already
+        when an exception comes.
+        """
+
+        def deliver(outcome: Any) -> None:
+            callback([outcome] if isinstance(outcome, BaseException) else outcome)
+
+        def done(future: Future[Any]) -> None:
+            if (error := future.exception()) is not None:
+                deliver(error)
+
+        future = super().submit(func, deliver)
+        future.add_done_callback(done)
+        return future
+
+
+@contextmanager
+def backend(address: str) -> Iterator[Callable[[Function], Function]]:
+    """Within, joblib's calls go to the cluster at ``address``; exceptions come as results.
+
+    Yields what a function must go through before it is called there: a worker unlike this process, which may also
+    come in mid-sweep, then refuses the call.
 
     Raises:
         ClusterError: no cluster at the address, no worker, one that is not like this process; lost in mid-sweep.
-        Exception: the first that a call raises.
     """
-    if not calls:
-        return
     with _connect(address) as client:
         expected = _like_here()
         _check(client, address, expected)
-        waiting, running = deque(calls), set[Future[Any]]()
-        while waiting or running:
-            while waiting and len(running) < AHEAD * max(1, _workers(client)):
-                running.add(client.submit(_call, expected, function, waiting.popleft(), pure=False))
-            for future in _finished(client, running):
-                running.remove(future)
-                yield future.result()
+        with joblib.parallel_config(backend=Backend(client=client)):
+            try:
+                yield partial(partial, _call, expected)
+            except CancelledError:
+                raise ClusterError(LOST) from None
+            except NoWorkerError:
+                raise ClusterError("KADAM_CLUSTER: no worker is left; the finished runs are kept") from None
+            except KilledWorker as error:
+                raise ClusterError(f"KADAM_CLUSTER: {error} The finished runs are kept.") from None
 
 
 def _connect(address: str) -> Client:
@@ -61,20 +93,6 @@ def _connect(address: str) -> Client:
         return Client(address, timeout=ANSWER, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ClusterError(f"KADAM_CLUSTER: no Dask scheduler answers at {address} ({error})") from None
-
-
-def _finished(client: Client, running: set[Future[Any]]) -> list[Future[Any]]:
-    """The calls that are done, at least one; those that failed come last, so that no result is lost to an error."""
-    while True:
-        try:
-            with client.as_current():
-                done = wait(running, timeout=PATIENCE, return_when="FIRST_COMPLETED").done
-            return sorted(done, key=lambda future: future.status != "finished")
-        except FuturesCancelledError:
-            raise ClusterError(LOST) from None
-        except TimeoutError:
-            if not _workers(client):
-                raise ClusterError("KADAM_CLUSTER: no worker is left; the finished runs are kept") from None
 
 
 def _workers(client: Client) -> int:
@@ -103,10 +121,15 @@ def _worker(dask_worker: Any) -> dict[str, Any]:
     return {**_met(), **own}
 
 
+def _prepare(patience: float, dask_scheduler: Any) -> None:
+    # calls that no worker has taken for so long fail; else they would wait for ever
+    dask_scheduler.no_workers_timeout = patience
+
+
 def _check(client: Client, address: str, expected: dict[str, Any]) -> None:
     """Refuse a cluster any of whose workers would not compute as this process does."""
     try:  # it unpickles the calls
-        client.run_on_scheduler(provenance.digest, "anything")
+        client.run_on_scheduler(_prepare, PATIENCE)
     except OSError:
         raise ClusterError(LOST) from None
     except Exception as error:
@@ -130,7 +153,6 @@ def _compare(worker: str, found: dict[str, Any], expected: dict[str, Any]) -> No
             )
 
 
-def _call(expected: dict[str, Any], function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
-    # also here, for a worker that came in mid-sweep
+def _call(expected: dict[str, Any], function: Function, *call: Any) -> Any:
     _compare("that joined late", _worker(get_worker()), expected)
     return function(*call)

@@ -29,7 +29,7 @@ from typing import Any
 import joblib
 import numpy as np
 
-from lab import compare, experiments, files, fingerprint, provenance, records, sweep
+from lab import compare, data, experiments, files, fingerprint, provenance, records, sweep
 from lab.files import ROOT
 from lab.fingerprint import Code, Node
 from lab.records import Arrays, Asked, Record
@@ -394,7 +394,7 @@ def _uncovered(sides: Sequence[_Side], stale: Iterable[str], old_root: Path) -> 
     for i, (code, side) in enumerate(zip(codes, sides, strict=True)):
         for run in stale:
             place = side.codes[run]
-            texts[i] |= code.texts(code.of_function(place["module"], place["function"]))
+            texts[i] |= code.texts(code.of_function(place["module"], place["function"], data.LOADERS))
     found = []
     for own, other, side, code, other_code, root, word in (
         (texts[1], texts[0], sides[1], codes[1], codes[0], ROOT, "new"),

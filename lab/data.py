@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import io
+import json
 import lzma
 import pickle
 import random
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab import files, registry
+from lab import files, fingerprint, registry
 from lab.registry import DataError
 
 
@@ -54,6 +55,9 @@ class Text(NamedTuple):
     tokens_validation: Tensor
     tokens_test: Tensor
     vocabulary: list[str]
+
+
+LARGE = ("cifar10", "wikitext2", "tinyshakespeare")
 
 
 @cache
@@ -200,22 +204,26 @@ SETS: dict[str, Callable[[], NamedTuple]] = {
 }  # fmt: skip
 
 
+LOADERS = tuple(f"{__name__}.{name}" for name in SETS)
+"""What a run's fingerprint does not follow: for a loader's code stands the checksum of what it loads."""
+
+
 @cache
 def checksum(name: str) -> str:
-    """SHA-256 of a named data set: over its tensors, as loaded; if it has files, over their registered checksums.
+    """SHA-256 of a named data set: over all that is loaded; of a large one over its files' and its loader's code.
 
-    The files themselves are compared with those when they are read.
+    The files themselves are compared with the registered checksums when they are read.
     """
     if name not in SETS:
         raise ValueError(f"name: {name!r} (must be one of {', '.join(SETS)})")
     total = hashlib.sha256()
-    if registered := registry.entries().get(name, {}).get("files"):
-        total.update("".join(registered.values()).encode())
+    if name in LARGE:
+        total.update("".join(registry.entries()[name]["files"].values()).encode())
+        total.update(fingerprint.here().of_function(__name__, name).fingerprint.encode())
         return total.hexdigest()
     for part in SETS[name]():
-        if isinstance(part, Tensor):
-            # float32 rounds away differences of the last float64 bits between machines
-            total.update(part.numpy().tobytes())
+        # float32 rounds away differences of the last float64 bits between machines
+        total.update(part.numpy().tobytes() if isinstance(part, Tensor) else json.dumps(part).encode())
     return total.hexdigest()
 
 

@@ -134,7 +134,7 @@ def closure(name: str) -> fingerprint.Closure:
         RecordError: the code does something that the closure cannot follow.
     """
     function = experiments.all_runs()[name].function
-    found = fingerprint.here().of_function(function.__module__, function.__qualname__)
+    found = fingerprint.here().of_function(function.__module__, function.__qualname__, data.LOADERS)
     if found.problems:
         reasons = "; ".join(found.problems)
         raise RecordError(f"{name}: its code cannot be followed, so no record of it would be safe: {reasons}")

@@ -38,7 +38,7 @@ class ClusterError(RuntimeError):
 
 
 class Backend(DaskDistributedBackend):  # type: ignore[misc]
-    """joblib's backend for Dask, with two of its gaps closed."""
+    """joblib's backend for Dask, with three gaps closed, which the comments below name."""
 
     def effective_n_jobs(self, n_jobs: int) -> int:
         # with one worker, joblib would compute here instead of there

@@ -211,7 +211,7 @@ def train(
         count, chosen = len(who), [seeds[i] for i in who.tolist()]
         rows = {seed: layout.row(init(seed)) for seed in set(chosen)}
         theta = torch.stack([rows[seed] for seed in chosen])
-        moments = [Moments(torch.zeros_like(theta), torch.zeros_like(theta)) for _ in _named(hyper)[0]]
+        moments = [update.zeros(theta) for _ in _named(hyper)[0]]
         for step in range(1, steps + 1):
             grads, losses = gradient(theta, None if batches is None else batches(step, who))
             stages, lr, weight_decay, eps = _named(hyper)
@@ -227,7 +227,7 @@ def train(
             theta, moments = moved, new
             if observe and step % every == 0:
                 stages, _, _, eps = _named(hyper)
-                u = -update.output(moments[-1], step, stages[-1], eps)
+                u = update.direction(moments[-1], step, stages[-1], eps)
                 of_stages = [(layout.named(m), layout.named(v)) for m, v in moments]
                 all_of_them = Member(losses, layout.named(theta), layout.named(grads), layout.named(u), of_stages)
                 for name, tensor in look(all_of_them).items():

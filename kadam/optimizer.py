@@ -235,7 +235,7 @@ class KAdam(torch.optim.Optimizer):
                 with torch.no_grad():
                     if m.is_complex():
                         m, v = torch.view_as_real(m), torch.view_as_real(v)
-                    u = -update.output(Moments(m, v), state["step"].item(), stage, group["eps"])
+                    u = update.direction(Moments(m, v), state["step"].item(), stage, group["eps"])
                     return torch.view_as_complex(u) if param.is_complex() else u
         raise KeyError("param: this tensor has no state in this optimizer yet (last_update needs a step first)")
 

@@ -319,8 +319,7 @@ def in_noise(stages: Sequence[Stage], steps: int, drift: float = 0.05, coordinat
     ``response``, the mean of x over ``drift``, (k,), and ``agreement``, how often x has the sign of the drift, (k,).
     """
     generator = torch.Generator().manual_seed(0)
-    zeros = torch.zeros(coordinates, dtype=torch.float64)
-    moments = [Moments(zeros, zeros)] * len(stages)
+    moments = [update.zeros(torch.empty(coordinates, dtype=torch.float64))] * len(stages)
     found: dict[str, list[list[float]]] = {"size": [], "response": [], "agreement": []}
     for n in range(1, steps + 1):
         noise = torch.randn(coordinates, generator=generator, dtype=torch.float64)

@@ -224,7 +224,7 @@ def sphere(
 
     def path(law: str) -> list[list[Tensor]]:
         theta = init(seed)
-        moments = {name: Moments(torch.zeros_like(w), torch.zeros_like(w)) for name, w in theta.items()}
+        moments = {name: update.zeros(w) for name, w in theta.items()}
         squared = {name: theta[name].square().sum() for name in hidden}
         inner = {name: torch.zeros(()).double() for name in hidden}
         last = {name: (torch.zeros(()).double(), torch.ones(()).double()) for name in hidden}
@@ -245,7 +245,7 @@ def sphere(
                 moments[name] = update.advance(g / size, moments[name], stage)
                 new = update.apply(theta[name] * size, moments[name], n, stage, lr, weight_decay, EPS)
                 if on_sphere and name in hidden:
-                    u = -update.output(moments[name], n, stage, EPS)
+                    u = update.direction(moments[name], n, stage, EPS)
                     u_squared, v = u.square().sum(), moments[name].v.mean() / (1 - BETA**n)
                     factor = float(invariance.momentum_factor(gamma)) if law == "momentum" else 1.0
                     if law in ("identity", "nudged"):
@@ -331,7 +331,7 @@ def second_normalisation(
     theta = {name: torch.stack([w] * len(lrs)) for name, w in init(seed).items()}
 
     def zeros() -> dict[str, Moments]:
-        return {name: Moments(torch.zeros_like(w), torch.zeros_like(w)) for name, w in theta.items()}
+        return {name: update.zeros(w) for name, w in theta.items()}
 
     def over(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))

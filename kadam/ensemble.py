@@ -17,7 +17,6 @@ warn of rates outside the stable region: a map of it has many.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from kadam import hyperparameters, update
-from kadam.optimizer import KAdam
 from kadam.stages import make_stages
 from kadam.update import Moments, Stage
 
@@ -277,10 +275,9 @@ class _Layout:
 def _hyperparameters(members: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Of every member lr, weight_decay, eps, and (gamma, beta) of each stage, checked as ``KAdam`` checks them."""
     known = ("lr", "betas", "eps", "weight_decay", "k", "schedule", "seed")
-    defaults = {name: argument.default for name, argument in inspect.signature(KAdam).parameters.items()}
     found = []
     for i, member in enumerate(members):
-        group = {**defaults, **member}
+        group = {**hyperparameters.DEFAULTS, **member}
         try:
             if unknown := sorted(member.keys() - set(known)):
                 raise TypeError(f"unknown {', '.join(unknown)} (a member has {', '.join(known)})")

@@ -1,4 +1,5 @@
 import copy
+import inspect
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import torch
 from reference import k_adam
 from torch import nn
 
-from kadam import KAdam
+from kadam import KAdam, hyperparameters
 from kadam.fused import PIECE, _kept
 from kadam.stages import SCHEDULES, make_stages
 
@@ -515,7 +516,7 @@ def test_what_fused_cannot_do_is_refused():
 
 MEMORY = """
 import sys, torch
-from kadam import KAdam
+from kadam import KAdam, hyperparameters
 size = 1 << 24
 theta = torch.nn.Parameter(torch.ones(size))
 theta.grad = torch.ones(size)
@@ -580,7 +581,10 @@ def test_wrong_arguments_are_named(arguments, message):
         KAdam([{"params": [theta], **arguments}])
 
 
-def test_defaults_are_those_of_adamw():
+def test_defaults_are_those_of_the_signature_and_of_adamw():
+    signature = inspect.signature(KAdam).parameters
+    written = {name: argument.default for name, argument in signature.items() if name not in ("params", "amsgrad")}
+    assert written == hyperparameters.DEFAULTS
     theta = torch.ones(2, requires_grad=True)
     ours, theirs = KAdam([theta]).defaults, torch.optim.AdamW([theta]).defaults
     assert {name: theirs[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")}.items() <= ours.items()

@@ -13,6 +13,7 @@ from torch import nn
 
 from kadam import KAdam, hyperparameters
 from kadam.fused import PIECE, _kept
+from kadam.optimizer import moments_in
 from kadam.stages import SCHEDULES, make_stages
 
 
@@ -552,6 +553,25 @@ def test_last_update_is_what_moved_the_parameter(k):
     trained(model, optimizer, 1, seed=5)
     for p, old in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close((p - old) / 0.1, optimizer.last_update(p), rtol=1e-9, atol=1e-12)
+
+
+def test_moments_are_read_from_the_state():
+    theta = torch.ones(3, requires_grad=True)
+    theta.grad = torch.tensor([1.0, -2.0, 0.0])
+    stages = [(0.5, 0.75), (0.0, 0.25), (0.25, 0.5)]
+    optimizer = KAdam([theta], k=3, betas=stages, eps=0.0)
+    optimizer.step()
+    moments, x = moments_in(optimizer.state[theta], 3), theta.grad  # after one step x is +-1 or 0 for ever
+    for (m, v), (gamma, beta) in zip(moments, stages, strict=True):
+        torch.testing.assert_close(m, (1 - gamma) * x)
+        torch.testing.assert_close(v, (1 - beta) * x**2)
+        x = theta.grad.sign()
+    adamw = torch.optim.AdamW([theta], betas=stages[0])
+    adamw.step()
+    (found,) = moments_in(adamw.state[theta])
+    assert torch.equal(found.m, moments[0].m) and found.v is adamw.state[theta]["exp_avg_sq"]
+    with pytest.raises(KeyError):
+        moments_in(adamw.state[theta], 2)
 
 
 def test_last_update_needs_a_step():

@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kadam import ensemble, update
 from kadam.flow import Flow
-from kadam.optimizer import KAdam
+from kadam.optimizer import KAdam, moments_in
 from kadam.stages import make_stages
-from kadam.update import Moments, Stage
+from kadam.update import Stage
 from lab import data, problems
 from lab.experiments import uses
 from lab.experiments.hyperparameters import blocks, steps_to
@@ -408,14 +408,13 @@ def stages_in_training(
     model = ConvNet(channels)
     optimizer = KAdam(model.parameters(), lr=lr, betas=betas, k=k, schedule=schedule, weight_decay=0.0, foreach=False)
     stages = make_stages(betas, k, schedule)
-    names = [("exp_avg", "exp_avg_sq"), *((f"exp_avg_{i}", f"exp_avg_sq_{i}") for i in range(2, k + 1))]
 
     def look(i: int, measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], float]:
         def observe() -> float:
             gradients, outputs = [], []
             for param in model.parameters():
                 state = optimizer.state[param]
-                moments = Moments(*(state[name] for name in names[i]))
+                moments = moments_in(state, k)[i]
                 assert param.grad is not None
                 gradients.append(param.grad.flatten())
                 outputs.append(update.output(moments, state["step"].item(), stages[i], 1e-8).flatten())

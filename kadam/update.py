@@ -50,12 +50,17 @@ def zeros(like: Tensor) -> Moments:
     return Moments(torch.zeros_like(like), torch.zeros_like(like))
 
 
+def average(old: Tensor, new: Tensor, alpha: Number) -> Tensor:
+    """A moving average's step, alpha old + (1 - alpha) new, from the nearer end: at alpha = 0 it is ``new`` itself."""
+    return torch.lerp(old, new, 1 - alpha)
+
+
 def advance(x: Tensor, moments: Moments, stage: Stage) -> Moments:
     """The stage's moments after input ``x``: m <- gamma m + (1-gamma) x, v <- beta v + (1-beta) x^2."""
     gamma, beta = stage
-    m = torch.lerp(moments.m, x, 1 - gamma)
+    m = average(moments.m, x, gamma)
     if isinstance(beta, Tensor):  # addcmul takes no tensor as its factor
-        v = torch.lerp(moments.v, x * x, 1 - beta)
+        v = average(moments.v, x * x, beta)
     else:
         v = (moments.v * beta).addcmul(x, x, value=1 - beta)
     return Moments(m, v)

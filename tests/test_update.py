@@ -41,6 +41,13 @@ def test_direction_and_apply_are_one_update():
     torch.testing.assert_close(moved, 0.1 * update.direction(moments[-1], 1, stages[-1], 1e-8))
 
 
+def test_an_average_is_exact_at_both_ends():
+    old, new = torch.tensor([1e8, -3.0]), torch.tensor([1.1, 5.0])
+    assert torch.equal(update.average(old, new, 0.0), new)
+    assert torch.equal(update.average(old, old, 0.999), old)
+    assert update.average(old, new, torch.tensor([0.0, 0.75])).tolist() == [new[0].item(), -1.0]
+
+
 def test_the_parts_of_an_output():
     first = update.zeros(torch.ones(2, dtype=torch.float16))
     assert first.m.tolist() == first.v.tolist() == [0, 0] and first.m.dtype == first.v.dtype == torch.float16

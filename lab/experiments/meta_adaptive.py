@@ -343,8 +343,7 @@ def second_normalisation(
     def again(name: str, x: Tensor, square: Tensor, n: int) -> Tensor:
         """x over the root of the moving average of ``square``, which becomes the state of the second stage."""
         beta = over(second.beta, x)  # type: ignore[arg-type]
-        v = torch.lerp(moments[1][name].v, square.expand_as(x), 1 - beta)
-        moments[1][name] = Moments(x, v)
+        moments[1][name] = Moments(x, update.average(moments[1][name].v, square.expand_as(x), beta))
         return update.output(moments[1][name], n, Stage(0.0, beta), EPS)
 
     moments, sizes = [zeros(), zeros()], torch.zeros(len(lrs))

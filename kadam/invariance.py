@@ -38,7 +38,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from kadam import update
-from kadam.optimizer import KAdam
+from kadam.optimizer import KAdam, moments_in
 from kadam.stages import make_stages
 from kadam.update import Moments, Stage
 
@@ -445,8 +445,8 @@ class _Track:
         lag = self.outputs[-1].inner
         factor = 1 + sum(float(momentum_factor(float(stage.gamma))) - 1 for stage in stages)
         added = {"paper": (u_squared, 0.0), "momentum": (factor * u_squared, 0.0), "lag": (u_squared, lag)}
-        if len(stages) == 1 and "exp_avg_sq" in state:
-            root = update.denominator(state["exp_avg_sq"], int(state["step"]), stages[0].beta, eps)
+        if len(stages) == 1 and "step" in state:
+            root = update.denominator(moments_in(state)[0].v, int(state["step"]), stages[0].beta, eps)
             ratio = g / self._rows(root)
             added["gradient"] = _dot(ratio, ratio), 0.0
         predicted = {}
@@ -464,15 +464,16 @@ class _Track:
     def _advance_lag(self, state: Mapping[str, Any], stages: Sequence[Stage], w: Tensor, u: Tensor, eps: float) -> None:
         """The lag law's p of this step, through all stages; ``state`` is the optimizer's."""
         found: list[_Output] = []
-        n = int(state["step"]) if "step" in state else math.inf  # SGD corrects no bias
+        n: float = math.inf  # SGD counts no steps, corrects no bias and has no second moment
+        if "step" in state:
+            n, moments = int(state["step"]), moments_in(state, len(stages))
         for i, stage in enumerate(stages):
-            end = "" if i == 0 else f"_{i + 1}"
             output, root = u, torch.ones_like(u[:, 0])
-            if f"exp_avg_sq{end}" in state:
-                m, v = state[f"exp_avg{end}"], state[f"exp_avg_sq{end}"]
+            if "step" in state:
+                m, v = moments[i]
                 root = (self._rows(v).mean(1) / update.bias_correction(stage.beta, n)).sqrt() + eps
                 if i + 1 < len(stages):
-                    output = -self._rows(update.output(Moments(m, v), n, stage, eps))
+                    output = self._rows(update.direction(Moments(m, v), n, stage, eps))
             if self.outputs:
                 last = self.outputs[i]
                 inner = next_inner(

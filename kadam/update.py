@@ -45,12 +45,22 @@ class Moments(NamedTuple):
     v: Tensor
 
 
+def zeros(like: Tensor) -> Moments:
+    """The moments of a stage before its first step: zeros, of the shape, dtype and device of ``like``."""
+    return Moments(torch.zeros_like(like), torch.zeros_like(like))
+
+
+def average(old: Tensor, new: Tensor, alpha: Number) -> Tensor:
+    """A moving average's step, alpha old + (1 - alpha) new, from the nearer end: at alpha = 0 it is ``new`` itself."""
+    return torch.lerp(old, new, 1 - alpha)
+
+
 def advance(x: Tensor, moments: Moments, stage: Stage) -> Moments:
     """The stage's moments after input ``x``: m <- gamma m + (1-gamma) x, v <- beta v + (1-beta) x^2."""
     gamma, beta = stage
-    m = torch.lerp(moments.m, x, 1 - gamma)
+    m = average(moments.m, x, gamma)
     if isinstance(beta, Tensor):  # addcmul takes no tensor as its factor
-        v = torch.lerp(moments.v, x * x, 1 - beta)
+        v = average(moments.v, x * x, beta)
     else:
         v = (moments.v * beta).addcmul(x, x, value=1 - beta)
     return Moments(m, v)
@@ -61,21 +71,32 @@ def bias_correction(alpha: Number, n: Number) -> Number:
     return 1 - alpha**n
 
 
+def root(v: Tensor, n: Number, beta: Number, eps: Number) -> Tensor:
+    """sqrt(v / (1 - beta^n)) + eps, of a second moment after step ``n`` (n >= 1)."""
+    return v.sqrt() / bias_correction(beta, n) ** 0.5 + eps
+
+
 def denominator(v: Tensor, n: Number, beta: Number, eps: Number) -> Tensor:
-    """sqrt(v / (1 - beta^n)) + eps, with infinity in place of zero.
+    """``root`` with infinity in place of zero.
 
     The infinity gives a coordinate whose second moment is zero the update zero instead of 0/0: at eps = 0, and
     where eps is lost in the dtype (1e-8 is zero in float16). Elsewhere this is AdamW's denominator.
     """
-    correction = bias_correction(beta, n) ** 0.5
-    root = v.sqrt() / correction + eps
-    return root.masked_fill(root == 0, torch.inf)
+    found = root(v, n, beta, eps)
+    return found.masked_fill(found == 0, torch.inf)
 
 
 def output(moments: Moments, n: Number, stage: Stage, eps: Number) -> Tensor:
     """The stage's output, computed from its moments after step ``n`` (n >= 1)."""
-    root = denominator(moments.v, n, stage.beta, eps)
-    return moments.m / bias_correction(stage.gamma, n) / root
+    return moments.m / bias_correction(stage.gamma, n) / denominator(moments.v, n, stage.beta, eps)
+
+
+def direction(last: Moments, n: Number, stage: Stage, eps: Number) -> Tensor:
+    """The theory's update u = -output, with ``last`` the last stage's moments after step ``n``.
+
+    The parameter moves by lr u beside the weight decay.
+    """
+    return -output(last, n, stage, eps)
 
 
 def cascade(grad: Tensor, moments: Sequence[Moments], n: Number, stages: Sequence[Stage], eps: Number) -> list[Moments]:
@@ -96,9 +117,9 @@ def apply(
     param: Tensor, last: Moments, n: Number, stage: Stage, lr: Number, weight_decay: Number, eps: Number
 ) -> Tensor:
     """theta <- (1 - lr weight_decay) theta - lr output, with ``last`` the last stage's moments after step ``n``."""
-    root = denominator(last.v, n, stage.beta, eps)
+    scale = denominator(last.v, n, stage.beta, eps)
     size = lr / bias_correction(stage.gamma, n)
     decayed = param * (1 - lr * weight_decay)
     if isinstance(size, Tensor):  # addcdiv takes no tensor as its factor
-        return decayed.addcdiv(-size * last.m, root)
-    return decayed.addcdiv(last.m, root, value=-size)
+        return decayed.addcdiv(-size * last.m, scale)
+    return decayed.addcdiv(last.m, scale, value=-size)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kadam import ensemble, update
 from kadam.flow import Flow
-from kadam.optimizer import KAdam
+from kadam.optimizer import KAdam, moments_in
 from kadam.stages import make_stages
-from kadam.update import Moments, Stage
+from kadam.update import Stage
 from lab import data, problems
 from lab.experiments import run
 from lab.models import ConvNet, ImageConvNet, Perceptron, Transformer
@@ -249,8 +249,7 @@ def in_noise(stages: Sequence[Stage], steps: int, drift: float = 0.05, coordinat
     ``response``, the mean of x over ``drift``, (k,), and ``agreement``, how often x has the sign of the drift, (k,).
     """
     generator = torch.Generator().manual_seed(0)
-    zeros = torch.zeros(coordinates, dtype=torch.float64)
-    moments = [Moments(zeros, zeros)] * len(stages)
+    moments = [update.zeros(torch.empty(coordinates, dtype=torch.float64))] * len(stages)
     found: dict[str, list[list[float]]] = {"size": [], "response": [], "agreement": []}
     for n in range(1, steps + 1):
         noise = torch.randn(coordinates, generator=generator, dtype=torch.float64)
@@ -339,14 +338,13 @@ def stages_in_training(
     model = ConvNet(channels)
     optimizer = KAdam(model.parameters(), lr=lr, betas=betas, k=k, schedule=schedule, weight_decay=0.0, foreach=False)
     stages = make_stages(betas, k, schedule)
-    names = [("exp_avg", "exp_avg_sq"), *((f"exp_avg_{i}", f"exp_avg_sq_{i}") for i in range(2, k + 1))]
 
     def look(i: int, measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], float]:
         def observe() -> float:
             gradients, outputs = [], []
             for param in model.parameters():
                 state = optimizer.state[param]
-                moments = Moments(*(state[name] for name in names[i]))
+                moments = moments_in(state, k)[i]
                 assert param.grad is not None
                 gradients.append(param.grad.flatten())
                 outputs.append(update.output(moments, state["step"].item(), stages[i], 1e-8).flatten())

@@ -223,7 +223,7 @@ def sphere(
 
     def path(law: str) -> list[list[Tensor]]:
         theta = init(seed)
-        moments = {name: Moments(torch.zeros_like(w), torch.zeros_like(w)) for name, w in theta.items()}
+        moments = {name: update.zeros(w) for name, w in theta.items()}
         squared = {name: theta[name].square().sum() for name in hidden}
         inner = {name: torch.zeros(()).double() for name in hidden}
         last = {name: (torch.zeros(()).double(), torch.ones(()).double()) for name in hidden}
@@ -244,7 +244,7 @@ def sphere(
                 moments[name] = update.advance(g / size, moments[name], stage)
                 new = update.apply(theta[name] * size, moments[name], n, stage, lr, weight_decay, EPS)
                 if on_sphere and name in hidden:
-                    u = -update.output(moments[name], n, stage, EPS)
+                    u = update.direction(moments[name], n, stage, EPS)
                     u_squared, v = u.square().sum(), moments[name].v.mean() / (1 - BETA**n)
                     factor = float(invariance.momentum_factor(gamma)) if law == "momentum" else 1.0
                     if law in ("identity", "nudged"):
@@ -330,7 +330,7 @@ def second_normalisation(
     theta = {name: torch.stack([w] * len(lrs)) for name, w in init(seed).items()}
 
     def zeros() -> dict[str, Moments]:
-        return {name: Moments(torch.zeros_like(w), torch.zeros_like(w)) for name, w in theta.items()}
+        return {name: update.zeros(w) for name, w in theta.items()}
 
     def over(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
@@ -342,8 +342,7 @@ def second_normalisation(
     def again(name: str, x: Tensor, square: Tensor, n: int) -> Tensor:
         """x over the root of the moving average of ``square``, which becomes the state of the second stage."""
         beta = over(second.beta, x)  # type: ignore[arg-type]
-        v = torch.lerp(moments[1][name].v, square.expand_as(x), 1 - beta)
-        moments[1][name] = Moments(x, v)
+        moments[1][name] = Moments(x, update.average(moments[1][name].v, square.expand_as(x), beta))
         return update.output(moments[1][name], n, Stage(0.0, beta), EPS)
 
     moments, sizes = [zeros(), zeros()], torch.zeros(len(lrs))

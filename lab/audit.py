@@ -85,14 +85,21 @@ def shortened(question: Asked) -> Asked:
 
 
 def short_questions() -> list[Asked]:
-    """One short run of every stratum."""
-    found = {}
-    for members in strata().values():
-        question = shortened(
-            min(members, key=lambda member: json.dumps(records.plain(member.arguments), sort_keys=True))
-        )
-        found[question.id] = question
-    return list(found.values())
+    """One short run of every stratum, and the corners of every run."""
+    found = [shortened(min(members, key=_order)) for members in strata().values()]
+    return list({question.id: question for question in [*found, *cornered(found)]}.values())
+
+
+def cornered(questions: Iterable[Asked]) -> list[Asked]:
+    """The corners of the runs among some short ones: with the arguments of the first of each run."""
+    first: dict[str, Asked] = {}
+    for question in questions:
+        first.setdefault(question.run.name, question)
+    return [
+        records.asked(question.run.function, {**question.arguments, **corner})
+        for question in first.values()
+        for corner in question.run.corners
+    ]
 
 
 def publish_short() -> int:
@@ -252,27 +259,31 @@ def prove(base: str, budget: float) -> bool:
         sample = [question for question in _sample() if question.run.name in stale]
         first = _representatives(sample)
         rest = [question for question in sample if question not in first]
+        first += cornered(first)
         print(f"audit: {', '.join(stale)} changed since {commit[:10]}; {len(first)} short runs with either code")
         sides = _both(old_root, first, Path(scratch) / "first")
         uncovered = _uncovered(sides, stale, old_root)
-        if uncovered and rest:
+        rest = [question for question in rest if question.run.name in uncovered]
+        if rest:
             rest = random.Random(commit).sample(rest, len(rest))[: max(1, int(budget / 2))]
-            print(f"audit: {len(uncovered)} changed statements were not executed; {len(rest)} more short runs")
+            print(f"audit: not all that changed was executed; {len(rest)} more short runs")
             more = _both(old_root, rest, Path(scratch) / "more")
             sides = [_merged(one, other) for one, other in zip(sides, more, strict=True)]
             first += rest
             uncovered = _uncovered(sides, stale, old_root)
         differing = _differing(first, sides)
-        for line in differing:
-            print(f"  DIFFERS: {line}")
-        for line in uncovered:
+        for run, found in sorted(differing.items()):
+            print("".join(f"  {run} DIFFERS: {line}\n" for line in found), end="")
+        for line in sorted({line for found in uncovered.values() for line in found}):
             print(f"  NOT EXECUTED: {line}")
-        if differing or uncovered:
-            print("audit: REFUSED. The records stay old: compute them anew (make records), or leave the code alone.")
-            return False
-        _write_down(stale, commit, sides, first)
-    print(f"audit: the same results to the last bit, and every changed statement executed: {', '.join(stale)} stand")
-    return True
+        refused = sorted({*differing, *uncovered})
+        proved = [run for run in stale if run not in refused]
+        _write_down(proved, commit, sides, first)
+    if proved:
+        print(f"audit: the same to the last bit, every changed statement executed; these stand: {', '.join(proved)}")
+    if refused:
+        print(f"audit: REFUSED, these stay old: {', '.join(refused)}. Compute them anew (make records).")
+    return not refused
 
 
 def _published_runs() -> Iterator[tuple[str, str, str]]:
@@ -377,50 +388,59 @@ def _both(old_root: Path, questions: Sequence[Asked], scratch: Path) -> list[_Si
     return [_Side(folder) for folder, _ in processes]
 
 
-def _differing(questions: Sequence[Asked], sides: Sequence[_Side]) -> list[str]:
-    found = []
+def _differing(questions: Sequence[Asked], sides: Sequence[_Side]) -> dict[str, list[str]]:
+    """By run, where the two codes give different results."""
+    found: dict[str, list[str]] = {}
     for i, question in enumerate(questions):
         one, other = (Record(question.run.name, question.arguments, side.results[i], {}) for side in sides)
         off, where = disagreement(question.run.name, one, other)
         if off:
-            found.append(f"{question.run.name} {json.dumps(records.plain(question.arguments))}: {where} by {off:.2e}")
+            line = f"{json.dumps(records.plain(question.arguments))}: {where} by {off:.2e}"
+            found.setdefault(question.run.name, []).append(line)
     return found
 
 
-def _uncovered(sides: Sequence[_Side], stale: Iterable[str], old_root: Path) -> list[str]:
-    """Statements that changed and that no run executed, in the old code and in the new one."""
-    codes = [Code(old_root), fingerprint.here()]
-    texts: list[dict[Node, str]] = [{}, {}]
-    for i, (code, side) in enumerate(zip(codes, sides, strict=True)):
-        for run in stale:
+def _uncovered(sides: Sequence[_Side], stale: Iterable[str], old_root: Path) -> dict[str, list[str]]:
+    """By run, the statements that changed and that the sample did not execute, in the old code and in the new one."""
+    old, new = Code(old_root), fingerprint.here()
+    found: dict[str, list[str]] = {}
+    for run in stale:
+        texts = []
+        for code, side in ((old, sides[0]), (new, sides[1])):
             place = side.codes[run]
-            texts[i] |= code.texts(code.of_function(place["module"], place["function"], data.LOADERS))
-    found = []
-    for own, other, side, code, other_code, root, word in (
-        (texts[1], texts[0], sides[1], codes[1], codes[0], ROOT, "new"),
-        (texts[0], texts[1], sides[0], codes[0], codes[1], old_root, "old"),
-    ):
-        known = set(other.values())
-        by_name: dict[str, list[Node]] = {}
-        for node in other:
-            by_name.setdefault(node.name, []).append(node)
-        for node, text in own.items():
-            if text in known:
-                continue
-            path, statements = code.statements(node)
-            if path is None:
-                found.append(f"{word} {node}: a kernel changed, and whether it ran cannot be seen here")
-                continue
-            before: list[str] = []
-            for candidate in by_name.get(node.name, []):
-                before += [statement for statement, _ in other_code.statements(candidate)[1]]
-            blocks = difflib.SequenceMatcher(None, before, [text for text, _ in statements], False).get_opcodes()
-            lines = [line for tag, _, _, low, high in blocks if tag != "equal" for _, line in statements[low:high]]
-            file = str(path.relative_to(root))
-            for line in lines:
-                if line in side.statements.get(file, {line}) and line not in side.executed.get(file, set()):
-                    found.append(f"{word} {file}:{line}, in {node}")
+            texts.append(code.texts(code.of_function(place["module"], place["function"], data.LOADERS)))
+        lines = [
+            *_not_executed(texts[1], texts[0], sides[1], new, old, "new"),
+            *_not_executed(texts[0], texts[1], sides[0], old, new, "old"),
+        ]
+        if lines:
+            found[run] = lines
     return found
+
+
+def _not_executed(
+    own: dict[Node, str], other: dict[Node, str], side: _Side, code: Code, other_code: Code, word: str
+) -> Iterator[str]:
+    known = set(other.values())
+    by_name: dict[str, list[Node]] = {}
+    for node in other:
+        by_name.setdefault(node.name, []).append(node)
+    for node, text in own.items():
+        if text in known:
+            continue
+        path, statements = code.statements(node)
+        if path is None:
+            yield f"{word} {node}: a kernel changed, and whether it ran cannot be seen here"
+            continue
+        before: list[str] = []
+        for candidate in by_name.get(node.name, []):
+            before += [statement for statement, _ in other_code.statements(candidate)[1]]
+        blocks = difflib.SequenceMatcher(None, before, [text for text, _ in statements], False).get_opcodes()
+        lines = [line for tag, _, _, low, high in blocks if tag != "equal" for _, line in statements[low:high]]
+        file = str(path.relative_to(code.root))
+        for line in lines:
+            if line in side.statements.get(file, {line}) and line not in side.executed.get(file, set()):
+                yield f"{word} {file}:{line}, in {node}"
 
 
 def _write_down(stale: Iterable[str], base: str, sides: Sequence[_Side], sample: Sequence[Asked]) -> None:

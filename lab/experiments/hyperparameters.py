@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 Points = Sequence[Sequence[float]]
 
 
-@run("hyperparameters.convnet", data="mnist1d", short={"steps": 10, "every": 5})
+@run("hyperparameters.convnet", data="mnist1d", short={"steps": 10, "every": 5}, corners=[{"lr": 1e30}])
 def convnet_on_mnist1d(
     points: Points, lr: float, seed: int, steps: int, every: int = 25, batch: int = 50, channels: int = 16
 ) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def convnet_on_mnist1d(
     return trained(lambda: ConvNet(channels), data.mnist1d(), _members(points, lr), seed, steps, every, batch)
 
 
-@run("hyperparameters.transformer", data="words", short={"steps": 4, "every": 2})
+@run("hyperparameters.transformer", data="words", short={"steps": 4, "every": 2}, corners=[{"lr": 1e30}])
 def transformer_on_words(
     points: Points, lr: float, seed: int, steps: int, every: int = 25, batch: int = 4, context: int = 32,
     vocabulary: int = 500,

@@ -40,7 +40,10 @@ def _update_rms(member: ensemble.Member) -> Tensor:
 _trained = partial(trained, on_test={"test_accuracy": accuracy}, observe={"update_rms": _update_rms})
 
 
-@run("k_adam.convnet", data="mnist1d", short={"steps": 10, "every": 5})
+DIVERGED = {"members": [{"k": 1, "lr": 1e30}, {"k": 1, "lr": 1e30}]}  # before the first look
+
+
+@run("k_adam.convnet", data="mnist1d", short={"steps": 10, "every": 5}, corners=[DIVERGED])
 def convnet_on_mnist1d(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 50, channels: int = 16
 ) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def convnet_on_mnist1d(
     return _trained(lambda: ConvNet(channels), data.mnist1d(), members, seed, steps, every, batch)
 
 
-@run("k_adam.perceptron", data="mnist1d", short={"steps": 10, "every": 5})
+@run("k_adam.perceptron", data="mnist1d", short={"steps": 10, "every": 5}, corners=[DIVERGED])
 def perceptron_on_mnist1d(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 50, norm: str = "none"
 ) -> dict[str, Any]:
@@ -61,7 +64,7 @@ def perceptron_on_mnist1d(
     return _trained(lambda: Perceptron(norm=norm), data.mnist1d(), members, seed, steps, every, batch)
 
 
-@run("k_adam.transformer", data="words", short={"steps": 4, "every": 2})
+@run("k_adam.transformer", data="words", short={"steps": 4, "every": 2}, corners=[DIVERGED])
 def transformer_on_words(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 4, context: int = 32,
     vocabulary: int = 500,

@@ -42,6 +42,7 @@ Arrays = dict[str, np.ndarray]
 PUBLISHED = RESULTS / "records"
 EQUIVALENCES = "equivalences.json"
 MODES = ("use", "off", "only")
+PARTS = {"code", "data", "versions", "definitions", "seconds", "commit", "machine", "python"}  # of Record.made
 META = "__record__"  # in a file of this machine's store, for whoever opens it
 
 
@@ -240,7 +241,12 @@ def changed_definitions(before: Mapping[str, str], after: Mapping[str, str]) -> 
 @cache
 def _equivalences() -> list[dict[str, Any]]:
     path = PUBLISHED / EQUIVALENCES
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not path.exists():
+        return []
+    try:
+        return [{part: entry[part] for part in ("run", "old", "new")} for entry in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"{path}: not a list of equivalences ({error!r}); restore it from git") from None
 
 
 def equivalents(name: str) -> set[str]:
@@ -289,17 +295,23 @@ def unpack(packed: bytes) -> Record | None:
 
 
 def local(question: Asked) -> Record | None:
-    """This machine's record of a run, if it stands; a damaged one is named and left out."""
+    """This machine's record of a run, if it stands; a damaged one is named and left out.
+
+    Raises:
+        RecordError: where it would be kept there is something that is no file.
+    """
     if not cache_is_on():
         return None
     for code in sorted(equivalents(question.run.name)):
         path = files.RUNS / f"{question.key(code)}.run"
-        if not path.is_file():
+        if not path.exists():
             continue
+        if not path.is_file():
+            raise RecordError(f"{path}: is in the way of a record (must be a file, or nothing)")
         record = unpack(path.read_bytes())
         if record is not None and record.id == question.id and record.made["code"] == code:
             return record
-        say(f"{path.relative_to(files.ROOT)}: damaged or foreign (computed anew)")
+        say(f"{path}: damaged or foreign (computed anew)")
     return None
 
 
@@ -325,13 +337,15 @@ class Published:
         self.folder = folder
         path = folder / "manifest.json"
         self.manifest: dict[str, Any] = {"records": [], "codes": {}, "circumstances": []}
-        if path.is_file():
-            try:
+        try:
+            if path.exists():
                 self.manifest = json.loads(path.read_text(encoding="utf-8"))
-                self._by_id = {entry["id"]: entry for entry in self.manifest["records"]}
-            except (ValueError, KeyError, TypeError) as error:
-                raise RecordError(f"{path}: not a manifest of records ({error!r}); restore it from git") from None
-        self._by_id = {entry["id"]: entry for entry in self.manifest["records"]}
+            self._by_id = {entry["id"]: entry for entry in self.manifest["records"]}
+            for id, entry in self._by_id.items():
+                if lacking := {"run", "arguments", "arrays", "sha256"} - {*entry} or PARTS - {*self.made(id)}:
+                    raise KeyError(*sorted(lacking))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise RecordError(f"{path}: not a manifest of records ({error!r}); restore it from git") from None
 
     def ids(self) -> list[str]:
         return list(self._by_id)
@@ -364,7 +378,7 @@ class Published:
             return None
         try:
             arrays = {name.partition("/")[2]: array for name, array in self._members(entry["run"], id)}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a damaged archive raises almost anything
             say(f"{self.folder.name}/{entry['run']}.npz: cannot be read ({error!r})")
             return None
         record = Record(entry["run"], unplain(entry["arguments"]), arrays, self.made(id))

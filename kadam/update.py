@@ -1,4 +1,4 @@
-"""The k-Adam update, as pure functions on tensors. This is the only place where its formula lives.
+"""The k-Adam update, as pure functions on tensors: what every other way to take a step is compared with.
 
 One stage turns an input x into a normalised output, keeping a first moment m and a second moment v
 (n = 1, 2, 3, ... counts steps; m and v start at zero; all operations are elementwise)::
@@ -18,6 +18,18 @@ Nothing here changes its arguments, so the functions work under ``torch.func.vma
 ``gamma``, ``beta``, ``eps``, ``lr`` and ``weight_decay`` may be floats or tensors that broadcast
 against the moments. The order of operations is that of ``torch.optim.AdamW``'s single-tensor path, so
 with float hyperparameters k = 1 gives AdamW's parameters to the last bit.
+
+``kadam.ensemble``, ``kadam.flow`` and the optimizer's loop call these functions. Its fast engines cannot, since they
+work in place, on many tensors or in another language, and spell the formula again::
+
+    kadam/engines.py     foreach   torch's operations on lists of tensors     test_optimizer.py: test_engines_agree
+    kadam/fused.py       fused     torch's AdamW kernel, one stage a call     test_optimizer.py: test_engines_agree
+    kadam/gpu.py         fused     a kernel in Triton                         test_gpu.py: test_is_the_reference
+    kadam/cpu_kernel.cpp           a kernel in C++, for those who build it    test_cpu_kernel.py, with kadam/fused.py
+
+The tests at the right compare each with the loop, the last one with the engine that it replaces; ``test_update.py``
+and ``test_optimizer.py`` compare these functions and the default engine with ``tests/reference.py``, which has the
+formula in plain Python.
 """
 
 from __future__ import annotations

@@ -112,11 +112,13 @@ def _norms(
 
 
 def _laws(start: Array, series: Array, lr: Array, weight_decay: Array, gamma: Array) -> dict[str, Array]:
-    """The laws of ``kadam.invariance`` on recorded numbers, (T, 7, members, units)."""
+    """The laws of ``kadam.invariance`` on recorded numbers, (T, 7, members, units); the gradient law without eps."""
     after, along, u_squared, v, g_over_v, m_squared, m_u = series.transpose(1, 0, 2, 3)
     correction = (1 - BETA ** np.arange(1, len(series) + 1))[:, None, None]
     norm = np.concatenate([np.broadcast_to(start, after.shape[1:])[None], after])
-    lag, inner_lag = invariance.lag_squared_norms(norm[0], u_squared, v / correction, lr, weight_decay, gamma)
+    steps = torch.arange(1, len(series) + 1, dtype=torch.float64)[:, None, None]
+    root = update.root(torch.from_numpy(v), steps, BETA, EPS).numpy()
+    lag, inner_lag = invariance.lag_squared_norms(norm[0], u_squared, root, lr, weight_decay, gamma)
     laws = {
         "paper": invariance.squared_norms(norm[0], u_squared, lr, weight_decay),
         "momentum": invariance.squared_norms(norm[0], u_squared, lr, weight_decay, invariance.momentum_factor(gamma)),
@@ -224,9 +226,7 @@ def sphere(
     def path(law: str) -> list[list[Tensor]]:
         theta = init(seed)
         moments = {name: update.zeros(w) for name, w in theta.items()}
-        squared = {name: theta[name].square().sum() for name in hidden}
-        inner = {name: torch.zeros(()).double() for name in hidden}
-        last = {name: (torch.zeros(()).double(), torch.ones(()).double()) for name in hidden}
+        states = {name: invariance.State(theta[name].square().sum()) for name in hidden}
         on_sphere = law != "real"
         if on_sphere:
             theta = {name: w / w.norm() if name in hidden else w for name, w in theta.items()}
@@ -240,22 +240,19 @@ def sphere(
         for n, batch in enumerate(order, start=1):
             grads = gradient(theta, batch)
             for name, g in grads.items():
-                size = squared[name].sqrt() if on_sphere and name in hidden else torch.ones(()).double()
+                size = states[name].squared_norm.sqrt() if on_sphere and name in hidden else torch.ones(()).double()
                 moments[name] = update.advance(g / size, moments[name], stage)
                 new = update.apply(theta[name] * size, moments[name], n, stage, lr, weight_decay, EPS)
                 if on_sphere and name in hidden:
                     u = update.direction(moments[name], n, stage, EPS)
-                    u_squared, v = u.square().sum(), moments[name].v.mean() / (1 - BETA**n)
                     factor = float(invariance.momentum_factor(gamma)) if law == "momentum" else 1.0
+                    seen = invariance.Observation(lr, weight_decay, (factor * u.square().sum(),))
                     if law in ("identity", "nudged"):
-                        inner[name] = size * (theta[name] * u).sum()
+                        seen = seen._replace(inners=(size * (theta[name] * u).sum(),))
                     if law == "lag":
-                        carry = invariance.carried(n, gamma, last[name][1], v)
-                        inner[name] = invariance.next_inner(inner[name], last[name][0], lr, weight_decay, carry)
-                    last[name] = u_squared, v
-                    squared[name] = invariance.next_squared_norm(
-                        squared[name], factor * u_squared, lr, weight_decay, inner[name]
-                    )
+                        root = update.root(moments[name].v.mean(), n, BETA, EPS)
+                        seen = seen._replace(n=n, gammas=(gamma,), roots=(root,))
+                    states[name] = invariance.law(states[name], seen)
                     new = new / new.norm()
                 theta[name] = new
             found.append([theta[name] / theta[name].norm() for name in hidden])

@@ -1,5 +1,5 @@
 // One step of k-Adam on a CPU: every block of elements goes through all stages while it is in the cache,
-// so that the memory sees each number once. The formula is that of kadam/update.py; tests/test_cpu_kernel.py compares.
+// so that the memory sees each number once. The formula is that of kadam/update.py.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>

@@ -428,6 +428,9 @@ def _not_executed(
     for node, text in own.items():
         if text in known:
             continue
+        beside = [node] if code.statements(node)[0] else [inner for inner in own if inner.module == node.module]
+        if word == "old" and node.name not in by_name and not any(_entered(one, code, side) for one in beside):
+            continue  # the run does without it: the statements that named it have changed, and must be executed
         path, statements = code.statements(node)
         if path is None:
             yield f"{word} {node}: a kernel changed, and whether it ran cannot be seen here"
@@ -441,6 +444,12 @@ def _not_executed(
         for line in lines:
             if line in side.statements.get(file, {line}) and line not in side.executed.get(file, set()):
                 yield f"{word} {file}:{line}, in {node}"
+
+
+def _entered(node: Node, code: Code, side: _Side) -> bool:
+    path, _ = code.statements(node)
+    executed = side.executed.get(str(path.relative_to(code.root)), set()) if path else set()
+    return bool(code.inner_lines(node) & executed)
 
 
 def _write_down(stale: Iterable[str], base: str, sides: Sequence[_Side], sample: Sequence[Asked]) -> None:

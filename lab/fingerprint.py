@@ -237,6 +237,18 @@ class Code:
             found += _statements(statement, self._is_mark(module))
         return module.path, found
 
+    def inner_lines(self, node: Node) -> set[int]:
+        """The lines of the statements in the bodies of a definition's functions: executed only if one is called."""
+        module = self._module(node.module)
+        functions = [
+            inner
+            for statement in (module.statements(node.name) if module and not node.name.endswith(KERNELS) else ())
+            for inner in ast.walk(statement)
+            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        bodies = (part for function in functions for statement in function.body for part in ast.walk(statement))
+        return {part.lineno for part in bodies if isinstance(part, ast.stmt)}
+
     # --- what a definition says and refers to ---
 
     def _refers(self, node: Node) -> _Seen:

@@ -120,11 +120,15 @@ def asked(function: Callable[..., Result], given: Mapping[str, Any]) -> Asked:
     differing = {
         name: value
         for name, value in bound.arguments.items()
-        if defaults[name] is inspect.Parameter.empty or plain(value) != plain(defaults[name])
+        if defaults[name] is inspect.Parameter.empty or _written(value) != _written(defaults[name])  # 1 is not True
     }
     for name, value in differing.items():
         plain(value, f"{run.name}: {name}")
     return Asked(run, dict(sorted(differing.items())))
+
+
+def _written(value: Any) -> str:
+    return json.dumps(plain(value))
 
 
 @cache

@@ -17,7 +17,6 @@ warn of rates outside the stable region: a map of it has many.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from kadam import hyperparameters, update
-from kadam.optimizer import KAdam
 from kadam.stages import make_stages
 from kadam.update import Moments, Stage
 
@@ -211,7 +209,7 @@ def train(
         count, chosen = len(who), [seeds[i] for i in who.tolist()]
         rows = {seed: layout.row(init(seed)) for seed in set(chosen)}
         theta = torch.stack([rows[seed] for seed in chosen])
-        moments = [Moments(torch.zeros_like(theta), torch.zeros_like(theta)) for _ in _named(hyper)[0]]
+        moments = [update.zeros(theta) for _ in _named(hyper)[0]]
         for step in range(1, steps + 1):
             grads, losses = gradient(theta, None if batches is None else batches(step, who))
             stages, lr, weight_decay, eps = _named(hyper)
@@ -227,7 +225,7 @@ def train(
             theta, moments = moved, new
             if observe and step % every == 0:
                 stages, _, _, eps = _named(hyper)
-                u = -update.output(moments[-1], step, stages[-1], eps)
+                u = update.direction(moments[-1], step, stages[-1], eps)
                 of_stages = [(layout.named(m), layout.named(v)) for m, v in moments]
                 all_of_them = Member(losses, layout.named(theta), layout.named(grads), layout.named(u), of_stages)
                 for name, tensor in look(all_of_them).items():
@@ -277,10 +275,9 @@ class _Layout:
 def _hyperparameters(members: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Of every member lr, weight_decay, eps, and (gamma, beta) of each stage, checked as ``KAdam`` checks them."""
     known = ("lr", "betas", "eps", "weight_decay", "k", "schedule", "seed")
-    defaults = {name: argument.default for name, argument in inspect.signature(KAdam).parameters.items()}
     found = []
     for i, member in enumerate(members):
-        group = {**defaults, **member}
+        group = {**hyperparameters.DEFAULTS, **member}
         try:
             if unknown := sorted(member.keys() - set(known)):
                 raise TypeError(f"unknown {', '.join(unknown)} (a member has {', '.join(known)})")

@@ -5,7 +5,7 @@ parameter are read once, moments and parameter written once, (3 + 4k) words an e
 through a table of addresses, which stays on the device until an address changes. Half-precision tensors are computed
 in float32, as torch's fused AdamW does.
 
-The arithmetic is that of ``kadam.update``; the tests compare the two.
+The arithmetic is that of ``kadam.update``; ``tests/test_gpu.py`` compares the two.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The hyperparameters of a parameter group: what is refused, and what is warned of."""
+"""The hyperparameters of a parameter group: their defaults, what is refused, and what is warned of."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,12 @@ from torch import Tensor
 
 from kadam import stability
 from kadam.stages import make_stages
+
+DEFAULTS: Mapping[str, Any] = dict(
+    lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, k=2, schedule="inverse_exp", maximize=False, foreach=None,
+    capturable=False, differentiable=False, fused=None, state_dtype=None,
+)  # fmt: skip
+"""What ``kadam.KAdam`` takes for an argument that is not given; its signature says the same."""
 
 
 def check(group: dict[str, Any]) -> None:

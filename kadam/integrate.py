@@ -38,7 +38,6 @@ Array = NDArray[np.float64]
 
 OUTCOMES = {
     "reached end": "",
-    "stopped": "the function given as stop returned true",
     "diverged": "theta or its gradient is no longer finite, however small the step: is (beta, gamma) outside the stable"
     " region (kadam.stability), the learning rate too large, or the loss undefined there?",
     "step size underflow": "no step is short enough for this tolerance: does the gradient jump, or is its rounding"
@@ -107,7 +106,6 @@ def integrate(
     step: float | None = None,
     max_evaluations: int | None = None,
     on_output: Callable[[float, Tensor], None] | None = None,
-    stop: Callable[[float, Tensor], bool] | None = None,
     progress: Callable[[float, Statistics], None] | None = None,
 ) -> Solution:
     """Follow ``flow`` from ``theta`` at t = 0 to the last of ``times``.
@@ -131,7 +129,6 @@ def integrate(
             orders. Where the gradient has kinks at the times n lr: step = lr, order = 2.
         max_evaluations: of the gradient; by default 1000 and ten per step of the algorithm.
         on_output: called with each of ``times`` and theta there, which are then not kept: memory does not grow.
-        stop: asked with t and theta after every step; where it first says true the run ends.
         progress: told t and the statistics after every step.
 
     Memory: the last ``order`` gradients, the state (``flow.rows`` tensors), about 20 times theta per memory of the
@@ -156,9 +153,6 @@ def integrate(
                 else:
                     on_output(t, value.view(theta.shape))
         reached += len(due)
-
-    def stopped(t: float, flat: Tensor) -> bool:
-        return stop is not None and stop(t, flat.view(theta.shape))
 
     outcome = "reached end"
     with torch.no_grad():
@@ -188,15 +182,10 @@ def integrate(
                 h *= 0.2 if attempt is None else _factor(error, attempt.allowed(tolerance), count)
                 continue
             until = run.t + h
-            if stopped(until, attempt.followed.theta[-1]):
-                until, outcome = attempt.first_time(stopped), "stopped"
             give(wanted[reached : int(np.searchsorted(wanted, until * (1 + 1e-12), "right"))], attempt.theta_at)
             run.accept(attempt, keep=order)
             if progress is not None:
                 progress(until, run.statistics)
-            if outcome == "stopped":
-                run.t = until
-                break
             if step is None:
                 h, count = _next(run, attempt, tolerance, order)
             else:
@@ -361,14 +350,6 @@ class _Attempt:
         place = np.clip((np.asarray(t) - self.step.t) / self.step.h, 0.0, 1.0)
         step = _Step(self.step.flow, self.step.t, self.step.h, self.step.state, np.append(NODES, place))
         return step.follow(self.known, self.gradients).theta[len(NODES) :]
-
-    def first_time(self, stop: Callable[[float, Tensor], bool]) -> float:
-        """A time in the step at which ``stop`` turns true, given that it is true at the end; by bisection."""
-        low, high = self.step.t, self.step.t + self.step.h
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (low, middle) if stop(middle, self.theta_at([middle])[0]) else (middle, high)
-        return high
 
 
 def _factor(error: float, allowed: float, count: int) -> float:

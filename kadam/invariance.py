@@ -6,20 +6,23 @@ orthogonal to it, <W, g> = 0. With learning rate eta, decoupled decay lambda and
     W' = (1 - lambda eta) W + eta u
     N' = (1 - lambda eta)^2 N + 2 eta (1 - lambda eta) p + eta^2 |u|^2        N = |W|^2,  p = <W, u>
 
-which is an identity. The laws differ in what they put for p:
+which is an identity. The laws differ in what they put for p; ``law`` takes a step by any of them:
 
 ========  ==============================================================================================
 paper     p = 0 (its Assumption 1)
 momentum  eta^2 c |u|^2 in place of the last two terms, c = (1 + gamma) / (1 - gamma) (``momentum_factor``)
-gradient  eta^2 |g/sqrt(v~)|^2 in place of the last two terms: what Adam without momentum would add
+gradient  eta^2 |g/(sqrt(v~) + eps)|^2 in place of the last two terms: what Adam without momentum adds
 lag       p follows its own recursion (``next_inner``), exact if v is one scalar a weight (Assumption 2)
 ========  ==============================================================================================
 
 With v one scalar the weight's first moment obeys <W', m> = (1 - lambda eta) <W, m> + eta <u, m>, and the next gradient
-adds nothing, being orthogonal to W'. So, whatever the correlation of the gradients, with v~ the bias-corrected v::
+adds nothing, being orthogonal to W'. So, whatever the correlation of the gradients, with r = sqrt(v~) + eps that by
+which the algorithm divides its first moment (``kadam.update.root``; v~ is the bias-corrected v)::
 
-    p_n = gamma (1 - gamma^(n-1)) / (1 - gamma^n) sqrt(v~_(n-1) / v~_n) [(1 - lambda eta) p_(n-1) + eta |u_(n-1)|^2]
+    p_n = gamma (1 - gamma^(n-1)) / (1 - gamma^n) r_(n-1) / r_n [(1 - lambda eta) p_(n-1) + eta |u_(n-1)|^2]
     p_1 = 0
+
+The eps belongs there: without it the law is not exact, and off by about eps / sqrt(v~).
 
 Sources: Gould & Tanaka, arXiv 2411.05746, section 4, for the paper's law; ``notebooks/04_meta_adaptive.ipynb`` derives
 the others.
@@ -28,8 +31,9 @@ the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,9 +42,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from kadam import update
-from kadam.optimizer import KAdam
+from kadam.optimizer import KAdam, moments_in
 from kadam.stages import make_stages
-from kadam.update import Moments, Stage
+from kadam.update import Stage
 
 Array = NDArray[np.float64]
 LAWS = ("paper", "momentum", "gradient", "lag")
@@ -75,12 +79,73 @@ def next_inner(inner: Any, u_squared: Any, lr: Any, weight_decay: Any, carry: An
     return carry * ((1 - lr * weight_decay) * inner + lr * u_squared)
 
 
-def carried(n: Any, gamma: Any, v_before: Any = 1.0, v: Any = 1.0) -> Any:
-    """gamma (1 - gamma^(n-1)) / (1 - gamma^n) sqrt(v_before / v): the coefficient of the last output of Adam's average.
+def carried(n: Any, gamma: Any, root_before: Any = 1.0, root: Any = 1.0) -> Any:
+    """gamma (1 - gamma^(n-1)) / (1 - gamma^n) root_before / root: the coefficient of the last output of Adam's average.
 
-    n >= 1; ``v_before`` and ``v`` are the bias-corrected second moments, scalars a weight, of the steps n-1 and n.
+    n >= 1; ``root_before`` and ``root`` are the denominators sqrt(v~) + eps, scalars a weight, of the steps n-1 and n.
     """
-    return gamma * update.bias_correction(gamma, n - 1) / update.bias_correction(gamma, n) * (v_before / v) ** 0.5
+    return gamma * update.bias_correction(gamma, n - 1) / update.bias_correction(gamma, n) * (root_before / root)
+
+
+class Observation(NamedTuple):
+    """What ``law`` is told of a step: numbers, arrays or tensors, which broadcast; one element a scale-invariant unit.
+
+    The tuples have one entry a stage; u_i is minus the output of stage i, and the last one is u. As they are by
+    default the stage has no momentum, so that p is zero: the paper's law. With |u|^2 replaced this is the momentum law
+    and the gradient law.
+
+    Attributes:
+        lr, weight_decay: eta and lambda.
+        products: <u, u_i>; the last one is |u|^2.
+        n: the step, counted from 1; infinite for an optimizer that corrects no bias.
+        gammas: decay rates of the first moments.
+        roots: sqrt(v~) + eps, with v averaged over the unit; 1 for an optimizer without. As long as it is zero there
+            was no gradient, and p is zero.
+        inners: the true <W, u_i>, where they are to stand in place of the lag law's: the identity.
+    """
+
+    lr: Any
+    weight_decay: Any
+    products: tuple[Any, ...]
+    n: Any = math.inf
+    gammas: tuple[Any, ...] = (0.0,)
+    roots: tuple[Any, ...] = (1.0,)
+    inners: tuple[Any, ...] | None = None
+
+
+class State(NamedTuple):
+    """Where ``law`` stands after a step; ``State(N)`` before the first one, of one stage.
+
+    Attributes:
+        squared_norm: N = |W|^2 as predicted.
+        inners: p_i = <W, u_i> of the step, W before it, as predicted.
+        last: the step's observation.
+    """
+
+    squared_norm: Any
+    inners: tuple[Any, ...] = (0.0,)
+    last: Observation = Observation(0.0, 0.0, (0.0,))
+
+
+def law(state: State, seen: Observation) -> State:
+    """A step of a norm law, whichever ``seen`` makes it: p_n, and with it N'."""
+    inners = _lagging(state, seen) if seen.inners is None else seen.inners
+    norm = next_squared_norm(state.squared_norm, seen.products[-1], seen.lr, seen.weight_decay, inners[-1])
+    return State(norm, inners, seen)
+
+
+def _lagging(state: State, seen: Observation) -> tuple[Any, ...]:
+    """p_i of every stage by the lag law."""
+    inners: list[Any] = []
+    last = state.last
+    for i, (gamma, root) in enumerate(zip(seen.gammas, seen.roots, strict=True)):
+        safe = root + (root == 0)
+        carry = carried(seen.n, gamma, last.roots[i], safe)
+        inner = next_inner(state.inners[i], last.products[i], last.lr, last.weight_decay, carry)
+        if i > 0:  # the input of this stage, unlike the gradient, is not orthogonal to W
+            inner = inner + (1 - gamma) / update.bias_correction(gamma, seen.n) * inners[-1] / safe
+        inners.append((root > 0) * inner)
+    return tuple(inners)
 
 
 def squared_norms(
@@ -92,34 +157,27 @@ def squared_norms(
     |g_n|^2/v~_n, summed over coordinates, for the gradient law. The other arguments broadcast against (...).
     """
     u_squared, lr, weight_decay = _series(u_squared), np.asarray(lr), np.asarray(weight_decay)
-    found = [np.broadcast_to(np.asarray(start, float), u_squared.shape[1:])]
-    for u in u_squared:
-        found.append(next_squared_norm(found[-1], factor * u, lr, weight_decay))
-    return np.array(found)
+    observations = (Observation(lr, weight_decay, (factor * u,)) for u in u_squared)
+    return np.array([state.squared_norm for state in _states(start, u_squared, observations)])
 
 
 def lag_squared_norms(
-    start: ArrayLike, u_squared: ArrayLike, v: ArrayLike, lr: ArrayLike, weight_decay: ArrayLike, gamma: ArrayLike
+    start: ArrayLike, u_squared: ArrayLike, root: ArrayLike, lr: ArrayLike, weight_decay: ArrayLike, gamma: ArrayLike
 ) -> tuple[Array, Array]:
     """The lag law from step 1: N_0 ... N_T, shape (T + 1, ...), and p_1 ... p_T, (T, ...).
 
     Args:
         u_squared: |u_n|^2, (T, ...).
-        v: bias-corrected second moment, averaged over the weight's entries, (T, ...); 1 for an optimizer without. As
-            long as it is 0 there was no gradient, and p is 0.
+        root: sqrt(v~) + eps with v averaged over the weight's entries, (T, ...); 1 for an optimizer without. As long
+            as it is 0 there was no gradient, and p is 0.
         start, lr, weight_decay, gamma: N_0 and the settings; they broadcast against (...).
     """
     u_squared, lr, weight_decay = _series(u_squared), np.asarray(lr), np.asarray(weight_decay)
-    gamma, v = _within("gamma", gamma), np.broadcast_to(np.asarray(v, float), u_squared.shape)
-    norms, inners = [np.broadcast_to(np.asarray(start, float), u_squared.shape[1:])], []
-    inner = np.zeros(u_squared.shape[1:])
-    for n, u in enumerate(u_squared, start=1):
-        if n > 1:
-            carry = np.where(v[n - 1] > 0, carried(n, gamma, v[n - 2], np.where(v[n - 1] > 0, v[n - 1], 1.0)), 0.0)
-            inner = next_inner(inner, u_squared[n - 2], lr, weight_decay, carry)
-        norms.append(next_squared_norm(norms[-1], u, lr, weight_decay, inner))
-        inners.append(inner)
-    return np.array(norms), np.array(inners)
+    gamma, root = _within("gamma", gamma), np.broadcast_to(np.asarray(root, float), u_squared.shape)
+    pairs = enumerate(zip(u_squared, root, strict=True), start=1)
+    observations = (Observation(lr, weight_decay, (u,), n, (gamma,), (r,)) for n, (u, r) in pairs)
+    states = _states(start, u_squared, observations)
+    return np.array([state.squared_norm for state in states]), np.array([state.inners[-1] for state in states[1:]])
 
 
 def continuous_squared_norms(
@@ -188,6 +246,12 @@ def _within(name: str, rate: ArrayLike) -> Array:
     if not np.all((found >= 0) & (found < 1)):
         raise ValueError(f"{name}: {rate!r} (must lie in [0, 1))")
     return found
+
+
+def _states(start: ArrayLike, u_squared: Array, observations: Iterable[Observation]) -> list[State]:
+    """The states of ``law`` before the first observation and after every one."""
+    first = State(np.broadcast_to(np.asarray(start, float), u_squared.shape[1:]))
+    return list(accumulate(observations, law, initial=first))
 
 
 def _series(u_squared: ArrayLike) -> Array:
@@ -402,14 +466,6 @@ class Recorder:
                 track.follow(self._optimizer, groups[track.param])
 
 
-class _Output(NamedTuple):
-    """What the lag law keeps of one stage: tensors (units,)."""
-
-    inner: Tensor  # <W, u_i> as predicted; u_i is minus the stage's output, u the last
-    product: Tensor  # <u, u_i>
-    root: Tensor  # sqrt(v~) + eps with v averaged over the unit
-
-
 @dataclass
 class _Track:
     """One weight, its copy before the step, and the states of the laws."""
@@ -419,8 +475,7 @@ class _Track:
     units: int
     before: Tensor | None = None
     count: int | None = None  # the optimizer's steps before this one, where it counts them
-    settings: tuple[float, float] = (0.0, 0.0)
-    outputs: list[_Output] = field(default_factory=list)
+    states: dict[str, State] = field(default_factory=dict)  # of each of ``LAWS``; their tensors are (units,)
     reading: Reading | None = None
 
     def skipped(self, optimizer: torch.optim.Optimizer) -> bool:
@@ -440,50 +495,45 @@ class _Track:
         u = (new - (1 - lr * weight_decay) * w) / lr if lr else torch.zeros_like(w)
         u_squared, inner = _dot(u, u), _dot(w, u)
         stages = _stages(optimizer, group, self.name)
-        self._advance_lag(state, stages, w, u, eps)
-        self.settings = lr, weight_decay
-        lag = self.outputs[-1].inner
         factor = 1 + sum(float(momentum_factor(float(stage.gamma))) - 1 for stage in stages)
-        added = {"paper": (u_squared, 0.0), "momentum": (factor * u_squared, 0.0), "lag": (u_squared, lag)}
-        if len(stages) == 1 and "exp_avg_sq" in state:
-            root = update.denominator(state["exp_avg_sq"], int(state["step"]), stages[0].beta, eps)
+        seen = Observation(lr, weight_decay, (u_squared,))
+        observations = {
+            "paper": seen,
+            "momentum": seen._replace(products=(factor * u_squared,)),
+            "lag": self._observe(state, stages, w, u, seen, eps),
+        }
+        if len(stages) == 1 and "step" in state:
+            root = update.denominator(moments_in(state)[0].v, int(state["step"]), stages[0].beta, eps)
             ratio = g / self._rows(root)
-            added["gradient"] = _dot(ratio, ratio), 0.0
-        predicted = {}
-        for law, (squared, along) in added.items():
-            before = self.reading.predicted[law] if self.reading else n_old
-            predicted[law] = next_squared_norm(before, squared, lr, weight_decay, along)
+            observations["gradient"] = seen._replace(products=(_dot(ratio, ratio),))
+        for name, observation in observations.items():
+            self.states[name] = law(self.states.get(name, State(n_old)), observation)
         across = lr * (u_squared - inner**2 / n_old).clamp(min=0).sqrt()
         kept = (1 - lr * weight_decay) * n_old.sqrt() + lr * inner / n_old.sqrt()
         self.reading = Reading(
-            steps=self.reading.steps + 1 if self.reading else 1, squared_norm=n_new, predicted=predicted,
-            u_squared=u_squared, inner=inner, inner_lag=lag, cosine=_dot(w, g) / (n_old * _dot(g, g)).sqrt(),
+            steps=self.reading.steps + 1 if self.reading else 1, squared_norm=n_new,
+            predicted={name: now.squared_norm for name, now in self.states.items()}, u_squared=u_squared, inner=inner,
+            inner_lag=self.states["lag"].inners[-1], cosine=_dot(w, g) / (n_old * _dot(g, g)).sqrt(),
             angle=torch.atan2(across, kept),
         )  # fmt: skip
 
-    def _advance_lag(self, state: Mapping[str, Any], stages: Sequence[Stage], w: Tensor, u: Tensor, eps: float) -> None:
-        """The lag law's p of this step, through all stages; ``state`` is the optimizer's."""
-        found: list[_Output] = []
-        n = int(state["step"]) if "step" in state else math.inf  # SGD corrects no bias
-        for i, stage in enumerate(stages):
-            end = "" if i == 0 else f"_{i + 1}"
-            output, root = u, torch.ones_like(u[:, 0])
-            if f"exp_avg_sq{end}" in state:
-                m, v = state[f"exp_avg{end}"], state[f"exp_avg_sq{end}"]
-                root = (self._rows(v).mean(1) / update.bias_correction(stage.beta, n)).sqrt() + eps
-                if i + 1 < len(stages):
-                    output = -self._rows(update.output(Moments(m, v), n, stage, eps))
-            if self.outputs:
-                last = self.outputs[i]
-                inner = next_inner(
-                    last.inner, last.product, *self.settings, carried(n, stage.gamma, last.root**2, root**2)
-                )
-                if i > 0:  # the input of this stage, unlike the gradient, is not orthogonal to W
-                    inner = inner + (1 - stage.gamma) / update.bias_correction(stage.gamma, n) * found[-1].inner / root
-            else:
-                inner = torch.zeros_like(root) if n == 1 else _dot(w, output)
-            found.append(_Output(torch.where(root > 0, inner, 0.0), _dot(u, output), root))
-        self.outputs = found
+    def _observe(
+        self, state: Mapping[str, Any], stages: Sequence[Stage], w: Tensor, u: Tensor, seen: Observation, eps: float
+    ) -> Observation:
+        """What the lag law is told of this step, through all stages; ``state`` is the optimizer's."""
+        n: float = math.inf  # SGD counts no steps, corrects no bias and has no second moment
+        outputs, roots = [u], [torch.ones_like(u[:, 0])]
+        if "step" in state:
+            n, moments = int(state["step"]), moments_in(state, len(stages))
+            pairs = list(zip(moments, stages, strict=True))
+            outputs = [self._rows(update.direction(own, n, stage, eps)) for own, stage in pairs[:-1]] + [u]
+            roots = [update.root(self._rows(own.v).mean(1), n, stage.beta, eps) for own, stage in pairs]
+        first = "lag" not in self.states  # then it starts from the truth; p_1 is zero
+        return seen._replace(
+            n=n, gammas=tuple(stage.gamma for stage in stages), roots=tuple(roots),
+            products=tuple(_dot(u, output) for output in outputs),
+            inners=tuple(_dot(w, output) * (n > 1) for output in outputs) if first else None,
+        )  # fmt: skip
 
     def _rows(self, tensor: Tensor) -> Tensor:
         return _blocks(tensor.detach(), self.units).double()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -231,13 +231,23 @@ class KAdam(torch.optim.Optimizer):
             if any(param is member for member in group["params"]) and self.state.get(param):
                 stage = make_stages(group["betas"], group["k"], group["schedule"])[-1]
                 state = self.state[param]
-                m, v = (state[name] for name in _moment_names(group["k"])[-2:])
+                m, v = moments_in(state, group["k"])[-1]
                 with torch.no_grad():
                     if m.is_complex():
                         m, v = torch.view_as_real(m), torch.view_as_real(v)
-                    u = -update.output(Moments(m, v), state["step"].item(), stage, group["eps"])
+                    u = update.direction(Moments(m, v), state["step"].item(), stage, group["eps"])
                     return torch.view_as_complex(u) if param.is_complex() else u
         raise KeyError("param: this tensor has no state in this optimizer yet (last_update needs a step first)")
+
+
+def moments_in(state: Mapping[str, Any], k: int = 1) -> list[Moments]:
+    """The moments of all ``k`` stages in a parameter's ``state``, not copied; k = 1 reads torch's Adam and AdamW too.
+
+    Raises:
+        KeyError: the state is empty, of another optimizer, or of fewer stages.
+    """
+    names = _moment_names(k)
+    return [Moments(state[m], state[v]) for m, v in zip(names[::2], names[1::2], strict=True)]
 
 
 Engine = Callable[..., None]

@@ -31,7 +31,7 @@ from typing import Any
 import joblib
 import numpy as np
 
-from lab import compare, experiments, files, fingerprint, provenance, records, sweep
+from lab import compare, data, experiments, files, fingerprint, provenance, records, sweep
 from lab.files import ROOT
 from lab.fingerprint import Code, Node, Statement
 from lab.records import Arrays, Asked, Record
@@ -87,14 +87,21 @@ def shortened(question: Asked) -> Asked:
 
 
 def short_questions() -> list[Asked]:
-    """One short run of every stratum."""
-    found = {}
-    for members in strata().values():
-        question = shortened(
-            min(members, key=lambda member: json.dumps(records.plain(member.arguments), sort_keys=True))
-        )
-        found[question.id] = question
-    return list(found.values())
+    """One short run of every stratum, and the corners of every run."""
+    found = [shortened(min(members, key=_order)) for members in strata().values()]
+    return list({question.id: question for question in [*found, *cornered(found)]}.values())
+
+
+def cornered(questions: Iterable[Asked]) -> list[Asked]:
+    """The corners of the runs among some short ones: with the arguments of the first of each run."""
+    first: dict[str, Asked] = {}
+    for question in questions:
+        first.setdefault(question.run.name, question)
+    return [
+        records.asked(question.run.function, {**question.arguments, **corner})
+        for question in first.values()
+        for corner in question.run.corners
+    ]
 
 
 def publish_short() -> int:
@@ -267,51 +274,53 @@ def prove(base: str, budget: float) -> bool:
         sample = [question for question in _sample() if question.run.name in stale]
         first = _representatives(sample)
         rest = [question for question in sample if question not in first]
+        first += cornered(first)
         print(f"audit: {', '.join(stale)} changed since {commit[:10]}; {len(first)} short runs with either code")
         sides = _both(old_root, first, Path(scratch) / "first")
         uncovered = _uncovered(sides, stale, old_root)
-        unseen = sorted(set(stale) - {question.run.name for question in sample})
-        uncovered += [f"{run}: no real run of it is published" for run in unseen]
-        if uncovered and rest:
+        unseen = set(stale) - {question.run.name for question in sample}
+        rest = [question for question in rest if question.run.name in uncovered]
+        if rest:
             rest = random.Random(commit).sample(rest, len(rest))[: max(1, int(budget / 2))]
-            print(f"audit: {len(uncovered)} changed statements were not executed; {len(rest)} more short runs")
+            print(f"audit: not all that changed was executed; {len(rest)} more short runs")
             more = _both(old_root, rest, Path(scratch) / "more")
             sides = [_merged(one, other) for one, other in zip(sides, more, strict=True)]
             first += rest
             uncovered = _uncovered(sides, stale, old_root)
-            uncovered += [f"{run}: no real run of it is published" for run in unseen]
         differing = _differing(first, sides)
-        for line in differing:
-            print(f"  DIFFERS: {line}")
-        for line in uncovered:
+        for run, found in sorted(differing.items()):
+            print("".join(f"  {run} DIFFERS: {line}\n" for line in found), end="")
+        for line in sorted({line for found in uncovered.values() for line in found}):
             print(f"  NOT EXECUTED: {line}")
-        if differing or uncovered:
-            print("audit: REFUSED. The records stay old: compute them anew (make records), or leave the code alone.")
-            return False
-        spent = time.monotonic() - start
-        if not _real_runs_agree((budget - spent) * joblib.cpu_count(), commit, sides[0]):
-            print("audit: REFUSED. Real runs give something else than is published: compute them anew (make records).")
-            return False
-        _write_down(stale, commit, sides, first)
-    print(f"audit: the same results to the last bit, and every changed statement executed: {', '.join(stale)}")
-    for line in (left := _old()):
+        for run in sorted(unseen):
+            print(f"  {run}: no real run of it is published")
+        refused = {*differing, *uncovered, *unseen}
+        codes = {run: place["code"] for run, place in sides[0].codes.items() if run not in refused}
+        refused |= _real_runs_differ((budget - time.monotonic() + start) * joblib.cpu_count(), commit, codes)
+        proved = [run for run in stale if run not in refused]
+        _write_down(proved, commit, sides, first)
+    left = [line for line in _old() if not any(f" {run} " in line for run in refused)]
+    if proved:
+        print(f"audit: the same to the last bit, all that changed was executed: {', '.join(proved)}")
+    for line in left:
         print(f"still old, {line} (was {base} what made them?)")
-    return not left
+    if refused:
+        print(f"audit: REFUSED, these stay old: {', '.join(sorted(refused))}. Compute them anew (make records).")
+    return not refused and not left
 
 
-def _real_runs_agree(seconds: float, seed: str, old: _Side) -> bool:
-    """Whether real runs by the present code give what was published from the old one, for about ``seconds``."""
-    codes = {run: place["code"] for run, place in old.codes.items()}
+def _real_runs_differ(seconds: float, seed: str, codes: Mapping[str, str]) -> set[str]:
+    """The runs that give something else now than was published from their old ``codes``; for about ``seconds``."""
     chosen = [
         (folder, question)
         for folder, question in _affordable(seconds, seed, codes)
         if records.published(folder).made(question.id)["code"] == codes[question.run.name]
     ]
     print(f"audit: {len(chosen)} real runs beside what is published")
-    return all(
-        _check(records.published(folder), [question for place, question in chosen if place == folder])
-        for folder in sorted({folder for folder, _ in chosen})
-    )
+    by_place: dict[tuple[str, str], list[Asked]] = {}
+    for folder, question in chosen:
+        by_place.setdefault((folder, question.run.name), []).append(question)
+    return {run for (folder, run), found in by_place.items() if not _check(records.published(folder), found)}
 
 
 def _published_runs() -> Iterator[tuple[str, str, str]]:
@@ -425,66 +434,90 @@ def _both(old_root: Path, questions: Sequence[Asked], scratch: Path) -> list[_Si
     return [_Side(folder) for folder, _ in processes]
 
 
-def _differing(questions: Sequence[Asked], sides: Sequence[_Side]) -> list[str]:
-    found = []
+def _differing(questions: Sequence[Asked], sides: Sequence[_Side]) -> dict[str, list[str]]:
+    """By run, where the two codes give different results."""
+    found: dict[str, list[str]] = {}
     for i, question in enumerate(questions):
         one, other = (Record(question.run.name, question.arguments, side.results[i], {}) for side in sides)
         off, where = disagreement(question.run.name, one, other)
         if off:
-            found.append(f"{question.run.name} {json.dumps(records.plain(question.arguments))}: {where} by {off:.2e}")
+            line = f"{json.dumps(records.plain(question.arguments))}: {where} by {off:.2e}"
+            found.setdefault(question.run.name, []).append(line)
     return found
 
 
-def _uncovered(sides: Sequence[_Side], stale: Iterable[str], old_root: Path) -> list[str]:
-    """Statements that changed and that no run executed, in the old code and in the new one."""
-    codes = [Code(old_root), fingerprint.here()]
-    texts: list[dict[Node, str]] = [{}, {}]
-    for i, (code, side) in enumerate(zip(codes, sides, strict=True)):
-        for place in (side.codes[run] for run in stale if run in side.codes):
-            texts[i] |= code.texts(code.of_function(place["module"], place["function"]))
-    found = []
-    for one, two, root, word in ((1, 0, ROOT, "new"), (0, 1, old_root, "old")):
-        for node in sorted(texts[one]):
-            path, statements = codes[one].statements(node)
-            if path is None:
-                if texts[one][node] not in texts[two].values():
-                    found.append(f"{word} {node}: a kernel changed, and whether it ran cannot be seen here")
-                continue
-            file = str(path.relative_to(root))
-            for statement in _changed(node, statements, codes[one], texts[one], codes[two], texts[two]):
-                seen = sides[one].called if statement.is_lambda else sides[one].executed
-                counts = statement.is_lambda or statement.line in sides[one].statements.get(file, {statement.line})
-                if counts and statement.line not in seen.get(file, set()):
-                    found.append(f"{word} {file}:{statement.line}, in {node}")
-                elif counts and statement.last and len(sides[one].ways(file, statement)) < 2:
-                    found.append(f"{word} {file}:{statement.line}, in {node}: one of the two ways on")
-    return list(dict.fromkeys(found))
+def _uncovered(sides: Sequence[_Side], stale: Iterable[str], old_root: Path) -> dict[str, list[str]]:
+    """By run, the statements that changed and that the sample did not execute, in the old code and in the new one."""
+    old, new = Code(old_root), fingerprint.here()
+    found: dict[str, list[str]] = {}
+    for run in stale:
+        texts = []
+        for code, side in ((old, sides[0]), (new, sides[1])):
+            if run in side.codes:
+                place = side.codes[run]
+                texts.append(code.texts(code.of_function(place["module"], place["function"], data.LOADERS)))
+        lines = [
+            *_not_executed(texts[1], texts[0], sides[1], new, old, "new"),
+            *_not_executed(texts[0], texts[1], sides[0], old, new, "old"),
+        ] if texts else []  # fmt: skip
+        if lines:
+            found[run] = lines
+    return found
+
+
+def _not_executed(
+    own: dict[Node, str], other: dict[Node, str], side: _Side, code: Code, other_code: Code, word: str
+) -> Iterator[str]:
+    names, texts = {node.name for node in other}, set(other.values())
+    for node, text in own.items():
+        path, _ = code.statements(node)
+        beside = [node] if path else [inner for inner in own if inner.module == node.module]
+        gone = word == "old" and text not in texts and node.name not in names
+        if gone and not any(_entered(one, code, side) for one in beside):
+            continue  # the run does without it: the statements that named it have changed, and must be executed
+        if path is None:
+            if text not in texts:
+                yield f"{word} {node}: a kernel changed, and whether it ran cannot be seen here"
+            continue
+        file = str(path.relative_to(code.root))
+        for statement in _changed(node, code, own, other_code, other):
+            seen = side.called if statement.is_lambda else side.executed
+            counts = statement.is_lambda or statement.line in side.statements.get(file, {statement.line})
+            if counts and statement.line not in seen.get(file, set()):
+                yield f"{word} {file}:{statement.line}, in {node}"
+            elif counts and statement.last and len(side.ways(file, statement)) < 2:
+                yield f"{word} {file}:{statement.line}, in {node}: one of the two ways on"
 
 
 def _changed(
-    node: Node, statements: Sequence[Statement], code: Code, texts: Mapping[Node, str], other: Code,
-    other_texts: Mapping[Node, str],
-) -> Sequence[Statement]:  # fmt: skip
+    node: Node, code: Code, own: Mapping[Node, str], other_code: Code, other: Mapping[Node, str]
+) -> Sequence[Statement]:
     """What of a definition the other code has not; all of it if only what it refers to is another."""
-    alike = [one for one, text in other_texts.items() if text == texts[node]]
-    if any(not _retargeted(code.references(node), texts, other.references(one), other_texts) for one in alike):
+    alike = [one for one, text in other.items() if text == own[node]]
+    if any(not _retargeted(code.references(node), own, other_code.references(one), other) for one in alike):
         return []
-    before = [node] if node in other_texts else [one for one in other_texts if one.name == node.name]
-    known = [statement.text for one in before for statement in other.statements(one)[1]]
+    _, statements = code.statements(node)
+    before = [node] if node in other else [one for one in other if one.name == node.name]
+    known = [statement.text for one in before for statement in other_code.statements(one)[1]]
     blocks = difflib.SequenceMatcher(None, known, [one.text for one in statements], False).get_opcodes()
     return [one for tag, _, _, low, high in blocks if tag != "equal" for one in statements[low:high]] or statements
 
 
 def _retargeted(
-    one: Sequence[tuple[str, Node]], texts: Mapping[Node, str], two: Sequence[tuple[str, Node]],
-    other_texts: Mapping[Node, str],
-) -> bool:  # fmt: skip
+    one: Sequence[tuple[str, Node]], own: Mapping[Node, str], two: Sequence[tuple[str, Node]], other: Mapping[Node, str]
+) -> bool:
     """Whether a name refers to another definition, not to one that was changed where it is."""
     if [how for how, _ in one] != [how for how, _ in two]:
         return True
-    old, new = set(other_texts.values()), set(texts.values())
-    pairs = ((texts[to], other_texts[before]) for (_, to), (_, before) in zip(one, two, strict=True))
-    return any(now != before and (now in old or before in new) for now, before in pairs)
+    here, there = set(own.values()), set(other.values())
+    pairs = ((own.get(now), other.get(before)) for (_, now), (_, before) in zip(one, two, strict=True))
+    return any(now != before and (now in there or before in here) for now, before in pairs)
+
+
+def _entered(node: Node, code: Code, side: _Side) -> bool:
+    path, _ = code.statements(node)
+    executed = side.executed.get(str(path.relative_to(code.root)), set()) if path else set()
+    return bool(code.inner_lines(node) & executed)
 
 
 def _write_down(stale: Iterable[str], base: str, sides: Sequence[_Side], sample: Sequence[Asked]) -> None:

@@ -1,7 +1,7 @@
 """Calls on the workers of a Dask cluster; imported only when ``KADAM_CLUSTER`` names one.
 
-    PYTHONPATH=. dask scheduler
-    PYTHONPATH=. dask worker tcp://host:8786 --nworkers 8 --nthreads 1
+    .venv/bin/dask scheduler
+    .venv/bin/dask worker tcp://host:8786 --nworkers 8 --nthreads 1
 
 Every worker is a process of one thread, started in this same version of the code, with the same versions of Python and
 the numerical packages; another one is refused. The calls of a worker that dies go to the others.
@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
-from distributed import Client, Future, get_worker, wait
-from distributed.client import FuturesCancelledError
+import joblib
+from distributed import Client, get_worker
+from distributed.scheduler import KilledWorker, NoWorkerError
+from joblib._dask import DaskDistributedBackend
 
 from lab import provenance
 
-AHEAD = 2  # calls that a worker holds: one under way, one to go on with
-START = "start it in this checkout: PYTHONPATH=. dask"
+Function = Callable[..., Any]
+START = "start it in this checkout: .venv/bin/dask"
 WORKER = "worker ADDRESS --nthreads 1"
+PACKAGES = ("scipy", "mnist1d", "schedulefree")  # that runs compute with, besides torch and numpy
 LOST = "KADAM_CLUSTER: the connection to the scheduler was lost; the finished runs are kept"
 ANSWER = 10.0  # seconds in which a scheduler must answer
 PATIENCE = 60.0  # seconds until a cluster without workers is given up
@@ -33,25 +37,54 @@ class ClusterError(RuntimeError):
     """A cluster cannot be used, or was lost."""
 
 
-def results(address: str, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-    """``function(*call)`` for every call, as they finish.
+class Backend(DaskDistributedBackend):  # type: ignore[misc]
+    """joblib's backend for Dask, with three gaps closed, which the comments below name."""
+
+    def effective_n_jobs(self, n_jobs: int) -> int:
+        # with one worker, joblib would compute here instead of there
+        return max(2, super().effective_n_jobs(n_jobs))
+
+    def submit(self, func: Any, callback: Callable[[Any], None]) -> Any:
+        """Submit a batch of one call. If it fails, the exception is its result.
+
+        joblib would never hear of a call that no worker finished, and would drop the results that are there already
+        when an exception comes.
+        """
+
+        def deliver(outcome: Any) -> None:
+            callback([outcome] if isinstance(outcome, BaseException) else outcome)
+
+        def done(future: Future[Any]) -> None:
+            if (error := future.exception()) is not None:
+                deliver(error)
+
+        future = super().submit(func, deliver)
+        future.add_done_callback(done)
+        return future
+
+
+@contextmanager
+def backend(address: str) -> Iterator[Callable[[Function], Function]]:
+    """Within, joblib's calls go to the cluster at ``address``; exceptions come as results.
+
+    Yields what a function must go through before it is called there: a worker unlike this process, which may also
+    come in mid-sweep, then refuses the call.
 
     Raises:
         ClusterError: no cluster at the address, no worker, one that is not like this process; lost in mid-sweep.
-        Exception: the first that a call raises.
     """
-    if not calls:
-        return
     with _connect(address) as client:
         expected = _like_here()
         _check(client, address, expected)
-        waiting, running = deque(calls), set[Future[Any]]()
-        while waiting or running:
-            while waiting and len(running) < AHEAD * max(1, _workers(client)):
-                running.add(client.submit(_call, expected, function, waiting.popleft(), pure=False))
-            for future in _finished(client, running):
-                running.remove(future)
-                yield future.result()
+        with joblib.parallel_config(backend=Backend(client=client)):
+            try:
+                yield partial(partial, _call, expected)
+            except CancelledError:
+                raise ClusterError(LOST) from None
+            except NoWorkerError:
+                raise ClusterError("KADAM_CLUSTER: no worker is left; the finished runs are kept") from None
+            except KilledWorker as error:
+                raise ClusterError(f"KADAM_CLUSTER: {error} The finished runs are kept.") from None
 
 
 def _connect(address: str) -> Client:
@@ -63,20 +96,6 @@ def _connect(address: str) -> Client:
         raise ClusterError(f"KADAM_CLUSTER: no Dask scheduler answers at {address} ({error})") from None
 
 
-def _finished(client: Client, running: set[Future[Any]]) -> list[Future[Any]]:
-    """The calls that are done, at least one; those that failed come last, so that no result is lost to an error."""
-    while True:
-        try:
-            with client.as_current():
-                done = wait(running, timeout=PATIENCE, return_when="FIRST_COMPLETED").done
-            return sorted(done, key=lambda future: future.status != "finished")
-        except FuturesCancelledError:
-            raise ClusterError(LOST) from None
-        except TimeoutError:
-            if not _workers(client):
-                raise ClusterError("KADAM_CLUSTER: no worker is left; the finished runs are kept") from None
-
-
 def _workers(client: Client) -> int:
     try:
         return len(client.nthreads())
@@ -86,7 +105,8 @@ def _workers(client: Client) -> int:
 
 def _like_here() -> dict[str, Any]:
     """What every worker must be."""
-    code = {"version of the code": provenance.project_version(), **provenance.versions()}
+    versions = {"python": provenance.python(), **provenance.versions(PACKAGES)}
+    code = {"version of the code": provenance.project_version(), **versions}
     # threads would share one torch, with one random generator
     return {**code, "number of threads": 1, "OMP_NUM_THREADS": "1"}
 
@@ -103,10 +123,15 @@ def _worker(dask_worker: Any) -> dict[str, Any]:
     return {**_met(), **own}
 
 
+def _prepare(patience: float, dask_scheduler: Any) -> None:
+    # calls that no worker has taken for so long fail; else they would wait for ever
+    dask_scheduler.no_workers_timeout = patience
+
+
 def _check(client: Client, address: str, expected: dict[str, Any]) -> None:
     """Refuse a cluster any of whose workers would not compute as this process does."""
     try:  # it unpickles the calls
-        client.run_on_scheduler(provenance.digest, "anything")
+        client.run_on_scheduler(_prepare, PATIENCE)
     except OSError:
         raise ClusterError(LOST) from None
     except Exception as error:
@@ -130,7 +155,6 @@ def _compare(worker: str, found: dict[str, Any], expected: dict[str, Any]) -> No
             )
 
 
-def _call(expected: dict[str, Any], function: Callable[..., Any], call: tuple[Any, ...]) -> Any:
-    # also here, for a worker that came in mid-sweep
+def _call(expected: dict[str, Any], function: Function, *call: Any) -> Any:
     _compare("that joined late", _worker(get_worker()), expected)
     return function(*call)

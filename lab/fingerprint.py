@@ -113,7 +113,7 @@ class Closure:
 
     Attributes:
         fingerprint: SHA-256 over texts and references; places do not count.
-        definitions: of every definition a hash of its text and of the texts that it refers to.
+        definitions: of every definition a hash of its text.
         packages: top-level modules from outside that are named, the standard library's left out.
         problems: what cannot be followed, a sentence each.
     """
@@ -165,8 +165,8 @@ class Code:
 
     # --- what a closure is ---
 
-    def of_function(self, module: str, name: str) -> Closure:
-        """The closure of what ``module`` calls ``name``.
+    def of_function(self, module: str, name: str, stop: Sequence[str] = ()) -> Closure:
+        """The closure of what ``module`` calls ``name``; ``stop`` as in ``of_source``.
 
         Raises:
             ValueError: there is no such module or name in this project.
@@ -174,7 +174,7 @@ class Code:
         found = self._module(module)
         if found is None or not found.statements(name):
             raise ValueError(f"name: {module}.{name} (must be defined in a module of {' or '.join(PROJECT)})")
-        return self._closure([Node(module, name)])
+        return self._closure([Node(module, name)], stop)
 
     def of_source(self, source: str, stop: Sequence[str] = ()) -> Closure:
         """The closure of a script, such as the code cells of a page; what ``stop`` names is not followed.
@@ -203,15 +203,13 @@ class Code:
         edges = {node: [(how, to) for how, to in self._refers(node).references if to in nodes] for node in nodes}
         # every round a hash knows one step more of what it refers to, until no two are told apart that were not before
         hashes, kinds = texts, 0
-        first: dict[Node, str] = {}
         while len(set(hashes.values())) > kinds:
             kinds = len(set(hashes.values()))
             hashes = {node: _digest([texts[node], [(c, hashes[t]) for c, t in edges[node]]]) for node in nodes}
-            first = first or hashes
         total = _digest([sorted(hashes[node] for node in roots if node in nodes), sorted(hashes.values())])
         packages = frozenset().union(*(self._refers(node).packages for node in nodes))
         problems = tuple(sorted({problem for node in nodes for problem in self._refers(node).problems}))
-        return Closure(total, {str(node): first[node][:16] for node in sorted(nodes)}, packages, problems)
+        return Closure(total, {str(node): texts[node][:16] for node in sorted(nodes)}, packages, problems)
 
     def _enter(self, name: str, entered: set[str]) -> list[Node]:
         """The loose statements of a module and of all that it imports; each module once."""
@@ -255,6 +253,18 @@ class Code:
         for statement in module.statements(node.name):
             found += _statements(statement, self._is_mark(module))
         return module.path, found
+
+    def inner_lines(self, node: Node) -> set[int]:
+        """The lines of the statements in the bodies of a definition's functions: executed only if one is called."""
+        module = self._module(node.module)
+        functions = [
+            inner
+            for statement in (module.statements(node.name) if module and not node.name.endswith(KERNELS) else ())
+            for inner in ast.walk(statement)
+            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        bodies = (part for function in functions for statement in function.body for part in ast.walk(statement))
+        return {part.lineno for part in bodies if isinstance(part, ast.stmt)}
 
     # --- what a definition says and refers to ---
 

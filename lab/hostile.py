@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from kadam import stability, update
-from kadam.update import Moments, Stage
+from kadam.update import Stage
 
 Array = NDArray[np.float64]
 Rates = tuple[Array, Array]  # (beta, gamma), each of shape (sequences,)
@@ -20,10 +20,10 @@ def ratio_to_bound(gradients: Array, *rates: Rates) -> Array:
     are k-Adam, first stage first, and B_n is the exact bound of the last.
     """
     stages = [Stage(torch.tensor(gamma), torch.tensor(beta)) for beta, gamma in rates]
-    zeros = torch.zeros(len(gradients), dtype=torch.float64)
-    moments = [Moments(zeros, zeros)] * len(stages)
+    columns = torch.tensor(gradients).T
+    moments = [update.zeros(columns[0])] * len(stages)
     largest = []
-    for n, gradient in enumerate(torch.tensor(gradients).T):
+    for n, gradient in enumerate(columns):
         moments = update.cascade(gradient, moments, n + 1, stages, 0.0)
         size = update.output(moments[-1], n + 1, stages[-1], 0.0).abs().numpy()
         largest.append((size / stability.exact_bound(n, *rates[-1])).max())

@@ -11,7 +11,6 @@ or a run's results changed; prose and the look of figures do not count.
 from __future__ import annotations
 
 import ast
-import fcntl
 import json
 import os
 import re
@@ -20,8 +19,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from lab import experiments, fingerprint, provenance, records, sweep
 from lab.claims import BROKEN
-from lab.files import CACHE, NOTEBOOKS, RESULTS, write_json
+from lab.files import CACHE, NOTEBOOKS, RESULTS, locked, write_json
 
 PROFILES = ("smoke", "standard", "full")
 IGNORE = "# NBVAL_IGNORE_OUTPUT"  # a line of its own, or nbval overlooks it: the machine or the clock decides
@@ -167,7 +164,7 @@ def run(page: str, profile: str, overrides: dict[str, Any] | None = None) -> boo
         profile = "custom"
     target = kept(page, profile)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(page, target.parent / f"{page}.lock"):
+    with locked(target.parent / f"{page}.lock", lambda: say(page, "is being run by another process; waits for it")):
         if not overrides and is_whole(target) and is_current(page, profile, origin_of(target)):
             say(page, "up to date")
             return False
@@ -220,18 +217,6 @@ def used_runs(folder: Path) -> list[dict[str, Any]]:
 def origin_of(folder: Path) -> dict[str, Any]:
     """The ``provenance.json`` of a finished page."""
     return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-
-
-@contextmanager
-def _only_one(page: str, path: Path) -> Iterator[None]:
-    """Hold a lock, which the system frees however the process ends; wait for it if another process has it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(page, "is being run by another process; waits for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _require_verdicts(page: str, path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kadam import update
 from kadam.flow import Flow, Gradient, gradient_of
 from kadam.update import Moments
 from lab import data
@@ -113,7 +114,7 @@ def blended(gradients: Sequence[Gradient], lr: float) -> Gradient:
 def walk(flow: Flow, problem: Problem, steps: int) -> Iterator[tuple[Tensor, Sequence[Moments]]]:
     """Parameter and moments of the algorithm that ``flow`` models, after 0, 1, ..., ``steps`` steps."""
     theta = problem.theta
-    moments: Sequence[Moments] = [Moments(torch.zeros_like(theta), torch.zeros_like(theta))] * len(flow.stages)
+    moments: Sequence[Moments] = [update.zeros(theta)] * len(flow.stages)
     yield theta, moments
     for n in range(1, steps + 1):
         theta, moments = flow.step(theta, moments, problem.gradient(theta, (n - 1) * flow.lr), n)

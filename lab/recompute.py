@@ -38,6 +38,7 @@ def main(root: Path, order: Path, result: Path) -> None:
 
     if root != files.ROOT:
         raise SystemExit(f"recompute: imported {files.ROOT} (must be {root})")
+    files.CACHE = result / "cache"  # nothing that was computed before
     known = experiments.all_runs()
     arrays: dict[str, Any] = {}
     wanted: list[dict[str, Any]] = json.loads(order.read_text(encoding="utf-8"))

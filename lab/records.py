@@ -120,11 +120,15 @@ def asked(function: Callable[..., Result], given: Mapping[str, Any]) -> Asked:
     differing = {
         name: value
         for name, value in bound.arguments.items()
-        if defaults[name] is inspect.Parameter.empty or plain(value) != plain(defaults[name])
+        if defaults[name] is inspect.Parameter.empty or _written(value) != _written(defaults[name])  # 1 is not True
     }
     for name, value in differing.items():
         plain(value, f"{run.name}: {name}")
     return Asked(run, dict(sorted(differing.items())))
+
+
+def _written(value: Any) -> str:
+    return json.dumps(plain(value))
 
 
 @cache
@@ -135,7 +139,7 @@ def closure(name: str) -> fingerprint.Closure:
         RecordError: the code does something that the closure cannot follow.
     """
     function = experiments.all_runs()[name].function
-    found = fingerprint.here().of_function(function.__module__, function.__qualname__)
+    found = fingerprint.here().of_function(function.__module__, function.__qualname__, data.LOADERS)
     if found.problems:
         reasons = "; ".join(found.problems)
         raise RecordError(f"{name}: its code cannot be followed, so no record of it would be safe: {reasons}")

@@ -1,23 +1,17 @@
 """The registry of data sets, data/registry.json: where each comes from, and the checksums that it must have.
 
 The files of a set lie in the folder that ``KADAM_DATA`` names, or else in data/, whither they are downloaded once.
-A file enters data/ whole and checked, and is checked again whenever it is read.
+A file enters data/ whole and checked, and is checked again whenever it is read. What the repository itself carries
+always lies in data/.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import http.client
-import io
 import json
 import os
+import shutil
 import sys
-import tarfile
-import urllib.request
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,58 +44,68 @@ def read(name: str, file: str) -> bytes:
             )
         _download(name, folder)
     content = path.read_bytes()
-    _compare(name, path, content, expected)
+    _compare(name, path, content, expected, "replace the file, or delete it")
     return content
 
 
-def _compare(name: str, place: object, content: bytes, expected: str) -> None:
+def carried(name: str) -> bytes:
+    """The content of the one file of the set ``name``, which the repository carries; it has the registered SHA-256.
+
+    Raises:
+        DataError: the file is missing or another one; it names file, place and checksum.
+    """
+    entry = entries()[name]
+    path = ROOT / "data" / entry["file"]
+    if not path.is_file():
+        raise DataError(f"data set {name!r}: {path} is missing (SHA-256 {entry['sha256']}; check it out anew)")
+    content = path.read_bytes()
+    _compare(name, path, content, entry["sha256"], "check it out anew")
+    return content
+
+
+def _compare(name: str, place: object, content: bytes, expected: str, remedy: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise DataError(
-            f"data set {name!r}: {place} has SHA-256 {found}, but data/registry.json says {expected}"
-            " (replace the file, or delete it)"
+            f"data set {name!r}: {place} has SHA-256 {found}, but data/registry.json says {expected} ({remedy})"
         )
 
 
 def _download(name: str, folder: Path) -> None:
     """Get the missing files of a set; processes that want the same set at once wait for the first."""
-    source, expected = entries()[name]["source"], entries()[name]["files"]
-    with _only_one(folder / f".{name}.lock"):
+    import pooch  # it takes a while, and is rarely needed
+
+    pooch.get_logger().setLevel("WARNING")
+    entry = entries()[name]
+    source, expected = entry["source"], entry["files"]
+    with files.locked(folder / f".{name}.lock", lambda: _say(f"waits for the process that downloads {name}")):
         missing = [file for file in expected if not (folder / file).is_file()]
         if not missing:
             return
-        print(f"kadam: downloading the data set {name} from {source}", file=sys.stderr, flush=True)
+        _say(f"downloading the data set {name} from {source}")
+        partial = folder / f".{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         try:
-            contents = _unpacked(source, missing) if source.endswith(".tar.gz") else _single(source, missing)
-        except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, KeyError, zlib.error) as error:
+            if "archive_sha256" in entry:
+                members = pooch.Untar(missing, extract_dir=".")
+                pooch.retrieve(source, entry["archive_sha256"], "archive", partial, processor=members)
+            else:
+                for file in missing:
+                    pooch.retrieve(source + Path(file).name, expected[file], file, partial)
+            contents = {file: (partial / file).read_bytes() for file in missing}
+        except (OSError, ValueError) as error:
             wanted = ", ".join(f"{file} (SHA-256 {expected[file]})" for file in missing)
             raise DataError(
-                f"data set {name!r} could not be had from {source} ({error!r}): put it into {folder}, or name in"
+                f"data set {name!r} could not be had from {source} ({error}): put it into {folder}, or name in"
                 f" KADAM_DATA the folder that holds it; missing are {wanted}"
             ) from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
         for file, content in contents.items():
-            _compare(name, f"{file} from {source}", content, expected[file])
+            _compare(name, f"{file} from {source}", content, expected[file], "the file there changed")
         for file, content in contents.items():
             files.write(folder / file, content)
 
 
-def _single(source: str, missing: list[str]) -> dict[str, bytes]:
-    return {file: _get(source + Path(file).name) for file in missing}
-
-
-def _unpacked(source: str, missing: list[str]) -> dict[str, bytes]:
-    # by name and into memory: nothing else that the archive holds touches the disk
-    with tarfile.open(fileobj=io.BytesIO(_get(source))) as archive:
-        return {file: archive.extractfile(file).read() for file in missing}  # type: ignore[union-attr]
-
-
-def _get(address: str) -> bytes:
-    with urllib.request.urlopen(address, timeout=60) as response:
-        return response.read()
-
-
-@contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _say(text: str) -> None:
+    print(f"kadam: {text}", file=sys.stderr, flush=True)

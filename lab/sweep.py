@@ -83,20 +83,31 @@ def _note(questions: Sequence[Asked], answers: Sequence[Record] = ()) -> None:
 
 def _in_processes(tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
     # the machine's threads belong to the processes: one each, or they fight for the cores
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        pool = joblib.Parallel(n_jobs=workers(), return_as="generator_unordered", batch_size=1)
-        yield from pool(joblib.delayed(compute)(*task) for task in tasks)
+    with joblib.parallel_config(backend="loky", n_jobs=workers(), inner_max_num_threads=1):
+        yield from _parallel(compute, tasks)
 
 
 def _on_cluster(tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
     from lab import cluster
 
-    calls = [(index, question, key, None) for index, question, key, _ in tasks]
+    if not tasks:  # what is finished needs no cluster
+        return
     paths = {index: path for index, *_, path in tasks}
-    for index, packed in cluster.results(os.environ["KADAM_CLUSTER"], compute, calls):
-        if (path := paths[index]) is not None:
-            files.write(path, packed)
-        yield index, packed
+    with cluster.backend(os.environ["KADAM_CLUSTER"]) as checked:
+        for index, record in _parallel(checked(compute), [(*task[:3], None) for task in tasks]):
+            if (path := paths[index]) is not None:
+                files.write(path, record)
+            yield index, record
+
+
+def _parallel(function: Callable[..., tuple[int, bytes]], tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
+    # all at once: a worker that joins a cluster later gets its share
+    pool = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+    outcomes = pool(joblib.delayed(function)(*task) for task in tasks)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):  # of a cluster
+            outcomes.throw(outcome)  # joblib then stops the other calls
+        yield outcome
 
 
 def workers() -> int:

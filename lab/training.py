@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kadam.optimizer import KAdam
+from lab.data import Labelled
 
 Observer = Callable[[], float]
 
@@ -76,10 +77,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
-@torch.no_grad()
-def accuracy(logits: Tensor, targets: Tensor) -> float:
-    """Share of ``targets`` that the largest logit names."""
-    return (logits.argmax(-1) == targets).float().mean().item()
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of ``targets`` that the largest logit names, (), in the dtype of ``logits``."""
+    return (logits.argmax(-1) == targets).to(logits.dtype).mean()
 
 
 def kadam_anywhere(params: Iterable[Tensor], **arguments: Any) -> KAdam:
@@ -113,6 +113,17 @@ def text_blocks(tokens: Tensor, context: int) -> tuple[Tensor, Tensor]:
     blocks = len(tokens) // (context + 1)
     pieces = tokens[: blocks * (context + 1)].view(blocks, context + 1)
     return pieces[:, :-1], pieces[:, 1:]
+
+
+def text_parts(tokens: Tensor, context: int) -> Labelled:
+    """The text in blocks, inputs and next tokens (blocks, context): four fifths to train on, the last fifth held out.
+
+    Of the held-out blocks every sixteenth is for validation, and every sixteenth, halfway between those, for the test.
+    """
+    x, y = text_blocks(tokens, context)
+    start = len(x) - len(x) // 5  # of what is held out
+    parts = (slice(start), slice(start, None, 16), slice(start + 8, None, 16))
+    return Labelled(*(half[part] for part in parts for half in (x, y)))
 
 
 def single_pass(tokens: Tensor, context: int, size: int, steps: int, seed: int) -> Iterable[tuple[Tensor, Tensor]]:

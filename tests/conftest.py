@@ -4,7 +4,7 @@ import nbformat
 import pytest
 import torch
 
-from lab import files, pages
+from lab import files, pages, records
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def write_page(
     tags=("parameters",),
 ):
     """A small notebook with all that a page needs."""
-    code = [parameters, SETUP, PREDICT, last, "# NBVAL_CHECK_OUTPUT\npage.verdicts()"]
+    code = [parameters, SETUP, PREDICT, last, "page.verdicts()"]
     cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(code)]
     cells[0].metadata["tags"] = list(tags)
     notebook = nbformat.v4.new_notebook(cells=cells)
@@ -45,12 +45,36 @@ def house(tmp_path, monkeypatch):
     """An empty project with one tiny page, in a folder with a space in its name."""
     root = tmp_path / "a house"
     (root / "notebooks" / "parameters").mkdir(parents=True)
+    (root / "notebooks" / "parameters" / "smoke.yaml").write_text("{}\n")
     (root / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  x: 1.25\n")
     write_page(root / "notebooks")
     monkeypatch.setattr(pages, "NOTEBOOKS", root / "notebooks")
     monkeypatch.setattr(pages, "RESULTS", root / "results")
     monkeypatch.setattr(pages, "CACHE", root / ".cache")
-    for name in ("KADAM_OUTPUT", "KADAM_PROGRESS", "KADAM_CACHE"):
-        monkeypatch.setenv(name, "off")
+    monkeypatch.setattr(files, "RUNS", root / "results" / "runs")
+    monkeypatch.setattr(records, "PUBLISHED", root / "results" / "records")
+    for name in ("KADAM_OUTPUT", "KADAM_PROGRESS", "KADAM_CACHE", "KADAM_RECORDS", "KADAM_CLUSTER"):
+        monkeypatch.setenv(name, "off")  # so that it is as before after the test, also where it was not set
         monkeypatch.delenv(name)
-    return root
+    monkeypatch.setenv("KADAM_WORKERS", "1")
+    records.forget()
+    yield root
+    records.forget()
+
+
+@pytest.fixture
+def swept(house):
+    """A page that sweeps over two short runs, in the house; its kernel too keeps its records there."""
+    write_page(
+        house / "notebooks",
+        parameters="x = 1.0\nsteps = 8",
+        last="from pathlib import Path\nfrom lab import files, records\n"
+        f"files.RUNS, records.PUBLISHED = Path({str(files.RUNS)!r}), Path({str(records.PUBLISHED)!r})\n"
+        f"files.ROOT = Path({str(house)!r})\n"
+        "from lab.experiments.quadratic import quadratic_map\nfrom lab.sweep import sweep\n"
+        "common = dict(betas=[0.99], gammas=[0.9], condition=10.0, steps=steps, window=4)\n"
+        "runs = [dict(lrs=[lr], **common) for lr in (0.1, 0.2)]\n"
+        "found = sweep(quadratic_map, runs, 'map')\nprint(sorted(found[0]))\npage.judge('c', x)",
+    )
+    (house / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  steps: 6\n")
+    return house

@@ -1,4 +1,4 @@
-"""The one deliberate second copy of the formula: k-Adam for one coordinate, in plain Python."""
+"""The formula apart from the library, on purpose: k-Adam for one coordinate, in plain Python."""
 
 from __future__ import annotations
 

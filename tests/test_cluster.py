@@ -14,6 +14,7 @@ import pytest
 
 from lab import cluster, files, provenance, sweep
 from lab.experiments.quadratic import quadratic_map
+from lab.records import unpack
 
 RUNS = [
     dict(betas=[0.99], gammas=[0.9], lrs=[0.01], condition=10.0, steps=100, window=50, seed=seed) for seed in range(16)
@@ -76,6 +77,11 @@ def records(tmp_path, monkeypatch, two_workers):
     return tmp_path
 
 
+def contents(folder):
+    """The results on disk, by file; how long each took differs."""
+    return {path.name: unpack(path.read_bytes()).sha256 for path in folder.glob("*.run")}
+
+
 def refused(words, arguments=RUNS[:1]):
     with pytest.raises(cluster.ClusterError, match=words):
         sweep.sweep(quadratic_map, arguments, "test")
@@ -102,20 +108,20 @@ def test_a_worker_that_is_killed_costs_nothing(records, two_workers, monkeypatch
             key for key, start, end, *_ in dask_scheduler.transition_log if (start, end) == ("processing", "memory")
         ]
     )
-    times = Counter(key for key in finished if key.startswith("_call"))
-    assert len(times) == len(RUNS) and sum(times.values()) <= len(RUNS) + cluster.AHEAD
+    times = Counter(key for key in finished if key.startswith("batch_of__call"))
+    assert len(times) == len(RUNS) and sum(times.values()) <= len(RUNS) + 2
 
     monkeypatch.delenv("KADAM_CLUSTER")
-    on_disk = {path.name: path.read_bytes() for path in records.glob("*.run")}
+    on_disk = contents(records)
     assert len(on_disk) == len(RUNS)
     monkeypatch.setattr(files, "RUNS", records / "here")
     here = sweep.sweep(quadratic_map, RUNS, "test")
     for a, b in zip(there, here, strict=True):
         assert all(np.array_equal(a[name], b[name]) for name in a | b)
-    assert {path.name: path.read_bytes() for path in (records / "here").glob("*.run")} == on_disk
+    assert contents(records / "here") == on_disk
 
 
-def test_finished_runs_are_not_computed_again_and_survive_a_failing_one(records):
+def test_finished_runs_are_not_computed_again_and_survive_a_failing_one(records, monkeypatch):
     with pytest.raises(ValueError, match="window: 1 "):
         sweep.sweep(quadratic_map, [*RUNS[:2], {**RUNS[0], "window": 1}], "test")
     until(lambda: len(list(records.glob("*.run"))) == 2)
@@ -123,6 +129,14 @@ def test_finished_runs_are_not_computed_again_and_survive_a_failing_one(records)
     sweep.sweep(quadratic_map, RUNS[:3], "test")
     now = {path.name: path.stat().st_mtime_ns for path in records.glob("*.run")}
     assert len(now) == 3 and now | times == now
+    monkeypatch.setenv("KADAM_CLUSTER", "tcp://127.0.0.1:9")
+    assert len(sweep.sweep(quadratic_map, RUNS[:3], "test")) == 3  # what is finished needs no cluster
+
+
+def test_a_cluster_of_one_worker_computes_there_and_not_here(records, two_workers, monkeypatch):
+    assert two_workers.ask(lambda dask_scheduler: len(dask_scheduler.workers)) == 1
+    monkeypatch.setattr(cluster, "get_worker", lambda: pytest.fail("called in this process"))
+    assert len(sweep.sweep(quadratic_map, RUNS[:2], "test")) == 2
 
 
 @pytest.mark.parametrize("name", ["version of the code", "torch", "python", "number of threads", "OMP_NUM_THREADS"])
@@ -166,21 +180,35 @@ ENDLESS = [{**RUNS[0], "steps": 10**6}]
 
 
 def test_a_scheduler_that_cannot_import_the_project_is_refused(records, tmp_path, monkeypatch):
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    # the environment of this checkout can import it from everywhere: start one without that
+    elsewhere = (
+        f"import sys; sys.path.remove({str(files.ROOT)!r}); from distributed.cli.dask_scheduler import main; main()"
+    )
+    command = [sys.executable, "-c", elsewhere, "--host", "127.0.0.1", "--port", "0"]
     where = tmp_path / "scheduler.json"
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([*command, "--no-dashboard", "--scheduler-file", where], cwd=tmp_path, **silent) as process:
         until(where.exists)
         monkeypatch.setenv("KADAM_CLUSTER", json.loads(where.read_text())["address"])
-        refused(
-            "the scheduler cannot import this project .*lab.*; start it in this checkout: PYTHONPATH=. dask scheduler"
-        )
+        refused("the scheduler cannot import this project .*lab.*; start it in this checkout: .venv/bin/dask scheduler")
         process.kill()
+
+
+def test_a_run_that_kills_its_workers_is_given_up(records, two_workers):
+    def allow(failures):
+        two_workers.ask(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", failures))
+
+    allow(0)
+    when_computing(two_workers, two_workers.workers[-1].kill)
+    refused("all those workers died while running it.*The finished runs are kept", ENDLESS)
+    allow(3)
+    two_workers.workers.append(two_workers.start_worker())
+    until(lambda: two_workers.ask(lambda dask_scheduler: len(dask_scheduler.workers)) == 1)
 
 
 def test_a_cluster_whose_last_worker_dies_is_given_up(records, two_workers, monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 0.5)
-    when_computing(two_workers, two_workers.workers[1].kill)
+    when_computing(two_workers, two_workers.workers[-1].kill)
     refused("no worker is left; the finished runs are kept", ENDLESS)
     refused("has no workers; start some")
 

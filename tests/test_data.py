@@ -1,4 +1,6 @@
+import functools
 import hashlib
+import http.server
 import io
 import json
 import os
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lab import data, registry
+from lab import data, files, registry
 
 
 def write_registry(root, monkeypatch, entries):
@@ -27,6 +29,40 @@ def test_mnist1d_is_the_published_set():
     test = {row.numpy().tobytes() for row in parts.x_test}
     for other in (parts.x, parts.x_validation):
         assert not test & {row.numpy().tobytes() for row in other}
+
+
+@pytest.fixture
+def generated(tmp_path, monkeypatch):
+    """An empty cache, and the seeds that are generated, in their order."""
+    seeds = []
+    original = data._generate_mnist1d
+    monkeypatch.setattr(files, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(data, "_generate_mnist1d", lambda seed: seeds.append(seed) or original(seed))
+    return seeds
+
+
+def test_mnist1d_is_generated_once_for_all_processes(generated):
+    first, again = loaded("mnist1d"), loaded("mnist1d")
+    assert generated == [42, 43]
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(first, again, strict=True))
+
+
+def test_a_damaged_or_foreign_file_is_generated_anew(generated):
+    right = loaded("mnist1d")
+    published, fresh = sorted(files.CACHE.iterdir(), key=lambda path: "seed-43" in path.name)
+    content = bytearray(published.read_bytes())
+    content[1000] ^= 1
+    damages = {
+        "a flipped bit": lambda: published.write_bytes(content),
+        "cut short": lambda: published.write_bytes(published.read_bytes()[:-1]),
+        "empty": lambda: published.write_bytes(b""),
+        "another's": lambda: published.write_bytes(fresh.read_bytes()),
+    }
+    for name, damage in damages.items():
+        generated.clear()
+        damage()
+        assert all(torch.equal(a, b) for a, b in zip(right, loaded("mnist1d"), strict=True)), name
+        assert generated == [42], name
 
 
 def test_generating_leaves_the_callers_generators_alone():
@@ -53,6 +89,32 @@ def test_words_have_rare_tokens():
     assert counts[0] == counts.max() and text.vocabulary[text.tokens[0]] in text.vocabulary
 
 
+def test_words_are_the_frozen_text():
+    text = data.words()
+    assert len(text.tokens) == 89_292 and len(text.vocabulary) == 4_893
+    # as they came from CPython 3.11.7 itself
+    assert data.checksum("words") == "08a7d232ddc6b699f283e1faeef1a0d416cdff5e032a14e3874eeac27861d44d"
+    for folder in ("kadam", "lab", "benchmarks", "notebooks"):
+        for path in (*(files.ROOT / folder).rglob("*.py"), *(files.ROOT / folder).rglob("*.ipynb")):
+            assert "pydoc_data" not in path.read_text(), path
+
+
+def test_a_changed_or_missing_frozen_text_is_refused(tmp_path, monkeypatch):
+    entry = registry.entries()["words"]
+    content = bytearray((files.ROOT / "data" / entry["file"]).read_bytes())
+    content[1000] ^= 1
+    write_registry(tmp_path, monkeypatch, registry.entries())
+    monkeypatch.setenv("KADAM_DATA", str(files.ROOT / "data"))  # where the right one lies
+    path = tmp_path / "data" / entry["file"]
+    with pytest.raises(data.DataError, match="'words'.*missing") as missing:
+        data.words.__wrapped__()
+    path.write_bytes(content)
+    with pytest.raises(data.DataError, match="'words'.*registry.json says") as changed:
+        data.words.__wrapped__()
+    assert all(str(path) in str(error.value) and entry["sha256"] in str(error.value) for error in (missing, changed))
+    assert hashlib.sha256(content).hexdigest() in str(changed.value)
+
+
 def test_checksum():
     assert len(data.checksum("words")) == 64 and data.checksum("words") != data.checksum("mnist1d")
     with pytest.raises(ValueError, match="name: 'c4'"):
@@ -75,21 +137,53 @@ STAND_INS = {
 }
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder on loopback, and keeps what it was asked for."""
+
+    def __init__(self, folder):
+        self.asked = []
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def log_request(handler, *_):
+                self.asked.append(handler.path)
+
+            def log_error(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
+        self.folder, self.address = folder, f"http://127.0.0.1:{self.server_port}"
+
+    def address_of(self, path):
+        return f"{self.address}/{path.relative_to(self.folder)}"
+
+
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
+def server(tmp_path):
+    with Server(tmp_path / "there") as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch, server):
     """Small stand-ins of the sets of files, registered, at an address of their own; KADAM_DATA is not set."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     entries = {}
     for name, contents in STAND_INS.items():
         for file, content in contents.items():
             (tmp_path / "there" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "there" / file).write_bytes(content)
-        source = (tmp_path / "there" / next(iter(contents))).parent.as_uri() + "/"
+        source = server.address_of((tmp_path / "there" / next(iter(contents))).parent) + "/"
         checksums = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
         entries[name] = {"source": source, "files": checksums}
     archive = tmp_path / "there" / "cifar.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
         file.add(tmp_path / "there" / "cifar-10-batches-py", "cifar-10-batches-py")
-    entries["cifar10"]["source"] = archive.as_uri()
+    entries["cifar10"]["source"] = server.address_of(archive)
+    entries["cifar10"]["archive_sha256"] = hashlib.sha256(archive.read_bytes()).hexdigest()
     write_registry(tmp_path / "here", monkeypatch, entries)
     monkeypatch.delenv("KADAM_DATA", raising=False)
     return tmp_path
@@ -136,16 +230,26 @@ def test_what_was_downloaded_is_there_for_good(elsewhere):
     assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
 
 
-def test_processes_that_want_a_set_download_it_once(elsewhere, monkeypatch):
-    asked = []
-    original = registry._get
-    monkeypatch.setattr(registry, "_get", lambda address: asked.append(address) or original(address))
+def test_processes_that_want_a_set_download_it_once(elsewhere, server, capsys):
     threads = [threading.Thread(target=loaded, args=("cifar10",)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(asked) == 1 and (elsewhere / "here" / "data" / "cifar-10-batches-py" / "test_batch").exists()
+    assert server.asked == ["/cifar.tar.gz"]
+    assert (elsewhere / "here" / "data" / "cifar-10-batches-py" / "test_batch").exists()
+    assert capsys.readouterr().err.count("kadam: downloading") == 1
+
+
+def test_a_download_is_whole_and_readable_by_all(elsewhere, server):
+    partial = elsewhere / "here" / "data" / ".wikitext2.partial" / "wikitext-2"
+    partial.mkdir(parents=True)
+    (partial / "train.txt").write_text("of a process that was killed")
+    loaded("wikitext2")
+    assert sorted(server.asked) == [f"/wikitext-2/{name}.txt" for name in ("test", "train", "valid")]
+    left = [path for path in (elsewhere / "here" / "data").rglob("*") if path.is_file()]
+    assert {path.name for path in left} == {"test.txt", "train.txt", "valid.txt", "registry.json", ".wikitext2.lock"}
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in left)
 
 
 @pytest.mark.parametrize("name", STAND_INS)
@@ -162,7 +266,7 @@ def test_a_missing_or_wrong_file_is_named_with_place_and_checksum(elsewhere, mon
     assert not (elsewhere / "here" / "data" / file).exists()  # nothing took its place
 
 
-def test_a_download_that_fails_leaves_nothing(elsewhere):
+def test_a_download_that_fails_leaves_nothing(elsewhere, server):
     def fails(name, *words):
         with pytest.raises(data.DataError) as error:
             loaded(name)
@@ -170,15 +274,37 @@ def test_a_download_that_fails_leaves_nothing(elsewhere):
         assert {path.name for path in (elsewhere / "here").rglob("[!.]*") if path.is_file()} == {"registry.json"}
 
     file = elsewhere / "there" / "tinyshakespeare" / "input.txt"
+    right = registry.entries()["tinyshakespeare"]["files"]["tinyshakespeare/input.txt"]
     file.write_bytes(b"something else")
-    fails("tinyshakespeare", "tinyshakespeare/input.txt", file.parent.as_uri(), "registry.json says")
+    found = hashlib.sha256(b"something else").hexdigest()
+    fails("tinyshakespeare", "tinyshakespeare/input.txt", server.address_of(file.parent), "KADAM_DATA", right, found)
     file.unlink()
-    fails("tinyshakespeare", "tinyshakespeare/input.txt", file.parent.as_uri(), "KADAM_DATA", "SHA-256")
+    fails("tinyshakespeare", "tinyshakespeare/input.txt", server.address_of(file.parent), "KADAM_DATA", right, "404")
+    (elsewhere / "there" / "wikitext-2" / "test.txt").unlink()  # the last of three
+    fails("wikitext2", "wikitext-2/train.txt", "404")
     archive = elsewhere / "there" / "cifar.tar.gz"
     whole = archive.read_bytes()
     for broken in (whole[: len(whole) // 2], b"<html>moved</html>"):
         archive.write_bytes(broken)
-        fails("cifar10", "cifar-10-batches-py/data_batch_1", archive.as_uri())
+        fails("cifar10", "cifar-10-batches-py/data_batch_1", server.address_of(archive))
+
+
+def test_a_wrong_file_in_a_right_archive_is_refused(elsewhere, monkeypatch):
+    entries = registry.entries()
+    entries["cifar10"]["files"]["cifar-10-batches-py/test_batch"] = "0" * 64
+    write_registry(elsewhere / "here", monkeypatch, entries)
+    with pytest.raises(
+        data.DataError, match="'cifar10': cifar-10-batches-py/test_batch from .*registry.json says 0000"
+    ):
+        loaded("cifar10")
+    assert not (elsewhere / "here" / "data" / "cifar-10-batches-py").exists()
+
+
+def test_a_server_that_does_not_answer_is_named(elsewhere, server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(data.DataError, match=f"'wikitext2' could not be had from {server.address}/wikitext-2/ "):
+        loaded("wikitext2")
 
 
 def test_a_pickle_that_would_run_something_is_refused():

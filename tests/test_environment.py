@@ -115,6 +115,45 @@ def bootstrap(folder, python, path=os.environ["PATH"]):
     return result.returncode, result.stderr.strip().splitlines()[-1]
 
 
+def test_the_bootstrap_installs_the_pinned_packages_and_then_the_project_as_it_lies(tmp_path):
+    python = standing_in(tmp_path)
+    code, _ = bootstrap(tmp_path / "with space", python)
+    assert code == 0
+    called = [line for line in (tmp_path / "called").read_text().splitlines() if "pip install" in line]
+    assert len(called) == 2 and called[0].endswith("-r requirements.lock") and called[1].endswith("-e .")
+    # nothing but the pins decides what is installed, and of an editable wheel "lab" would not be part
+    assert all(option in called[1] for option in ("--no-deps", "--no-build-isolation", "editable_mode=compat"))
+    assert (tmp_path / "with space" / ".venv" / "complete").read_text() == "torch==0.0.0\n"
+
+
+def test_a_project_that_cannot_be_installed_is_said_in_one_sentence(tmp_path):
+    code, last = bootstrap(tmp_path / "with space", standing_in(tmp_path, refuses="-e ."))
+    assert code == 1 and "kadam itself could not be installed into .venv" in last
+    assert not (tmp_path / "with space" / ".venv" / "complete").exists()
+
+
+def test_the_environment_imports_this_project_from_anywhere(tmp_path):
+    program = "import kadam, lab; print(kadam.__file__, lab.__file__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "lab" in result.stdout, result.stderr
+
+
+def standing_in(folder, refuses="nothing"):
+    """A python that writes down what it is asked for; the environments that it makes hold itself."""
+    path = folder / "python"
+    path.write_text(
+        "#!/bin/sh\n"
+        f"echo \"$@\" >>'{folder / 'called'}'\n"
+        f'case "$*" in *"{refuses}") exit 1;; esac\n'
+        f'case "$2" in venv) mkdir -p "$3/bin"; cp \'{path}\' "$3/bin/python";; esac\n'
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
 def fake_python(folder, old):
     """A python that is too old, or one without venv."""
     script = folder / "fake python"

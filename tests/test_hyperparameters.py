@@ -7,9 +7,9 @@ import torch
 from kadam import KAdam, stability
 from lab import data
 from lab.experiments import hyperparameters
-from lab.experiments.hyperparameters import blocks, distances, level_points, steps_to, transformer_on_words
+from lab.experiments.hyperparameters import distances, level_points, transformer_on_words
 from lab.models import Transformer
-from lab.training import cross_entropy, shuffled_batches, train
+from lab.training import cross_entropy, shuffled_batches, text_parts, train
 
 
 def test_level_points_lie_on_the_level_curve_at_equal_distances():
@@ -31,27 +31,6 @@ def test_distances_add_up():
     np.testing.assert_allclose(distances(np.array([0.0, 3.0, 3.0]), np.array([0.0, 4.0, 5.0])), [0, 5, 6])
 
 
-def test_steps_to_a_target():
-    at = np.array([10, 20, 30])
-    losses = np.array([
-        [3.0, 2.0, 1.0],  # reaches 1.5 halfway between the last two
-        [1.0, 2.0, 1.0],  # at the first look
-        [3.0, 2.0, 1.6],  # never
-        [3.0, np.nan, np.nan],  # diverged
-        [3.0, 1.5, 9.0],  # exactly, and loses it again
-    ])  # fmt: skip
-    np.testing.assert_allclose(steps_to(1.5, losses, at), [25, 10, np.inf, np.inf, 20])
-    np.testing.assert_allclose(steps_to(1.5, losses.reshape(5, 1, 3), at)[:, 0], steps_to(1.5, losses, at))
-
-
-def test_the_parts_of_the_text_share_no_block():
-    parts = blocks(torch.arange(1005), context=4)  # 201 blocks: 161 and 40
-    assert torch.equal(parts.x[:, 1:], parts.y[:, :-1]) and torch.equal(parts.x_test + 1, parts.y_test)
-    starts = [part[:, 0] // 5 for part in (parts.x, parts.x_validation, parts.x_test)]
-    assert starts[0].tolist() == list(range(161))
-    assert starts[1].tolist() == [161, 177, 193] and starts[2].tolist() == [169, 185]
-
-
 def test_the_network_trained_together_is_the_one_trained_alone():
     points = [(0.999, 0.9), (0.95, 0.9), (0.96, 0.995)]
     assert hyperparameters.difference_to_single_runs(points, lr=1e-2, steps=5, seed=3) < 1e-4
@@ -62,7 +41,7 @@ def test_the_network_trained_together_is_the_one_trained_alone():
 def test_the_transformer_trained_together_is_the_one_trained_alone():
     points, seed, steps = [(0.999, 0.9), (0.9, 0.5)], 2, 4
     found = transformer_on_words(points, 1e-2, seed, steps, every=2, context=8, vocabulary=20)
-    parts = blocks(data.words().tokens.clamp(max=19), 8)
+    parts = text_parts(data.words().tokens.clamp(max=19), 8)
     assert found["steps"].tolist() == [2, 4] and not found["diverged_at"].any()
     for i, (beta, gamma) in enumerate(points):
         torch.manual_seed(seed)

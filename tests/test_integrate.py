@@ -232,12 +232,6 @@ def test_evaluation_limit():
     assert "max_evaluations" in str(solution)
 
 
-def test_stopped_at_the_start():
-    gradient, theta = logistic()
-    solution = integrate(Flow(ADAM, 0.001), gradient, theta, [0.0, 1.0], stop=lambda t, x: True)
-    assert solution.outcome == "stopped" and solution.t < 1e-9 and list(solution.times) == [0.0]
-
-
 def test_no_time_at_all():
     gradient, theta = logistic()
     solution = integrate(Flow(ADAM, 0.001), gradient, theta, [0.0])
@@ -258,16 +252,6 @@ def test_a_scalar_and_a_strided_parameter():
     strided = torch.ones(4, 3, dtype=torch.float64).T[:, ::2]
     solution = integrate(Flow(ADAM, 0.01), gradient_of(lambda x: x.cosh().sum()), strided, [0.2])
     assert solution.theta.shape == (1, 3, 2) and torch.equal(strided, torch.ones_like(strided))
-
-
-def test_stopped_where_the_condition_first_holds():
-    gradient, theta = logistic()
-    flow = Flow(ADAM, 0.001)
-    times = np.linspace(0, 1, 101)
-    solution = integrate(flow, gradient, theta, times, stop=lambda t, x: (x[0] - theta[0]).abs() > 0.2)
-    assert solution.outcome == "stopped" and solution.times[-1] <= solution.t < solution.times[-1] + 0.01
-    there = integrate(flow, gradient, theta, [solution.t]).theta[0]
-    assert abs((there[0] - theta[0]).abs() - 0.2) < 1e-3
 
 
 def test_every_outcome_has_advice():

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from kadam import KAdam, invariance
-from kadam.invariance import Recorder, scale_invariant_weights
+from kadam.invariance import Observation, Recorder, State, scale_invariant_weights
 
 double = {"dtype": torch.float64}
 
 
-def scalar_adam(gamma, lr, weight_decay, steps, beta=0.99, correlated=0.0, seed=0):
+def scalar_adam(gamma, lr, weight_decay, steps, beta=0.99, correlated=0.0, eps=0.1, seed=0):
     """Adam with one second moment for the whole weight, on gradients that are made orthogonal to it.
 
-    Gives N_0 ... N_T, |u_n|^2, v~_n, <W_n, u_n>, |g_n|^2 / v~_n.
+    Gives N_0 ... N_T, |u_n|^2, r_n = sqrt(v~_n) + eps, <W_n, u_n>, |g_n / r_n|^2.
     """
     generator = np.random.default_rng(seed)
     w, m, v, drift = generator.normal(size=30), np.zeros(30), 0.0, generator.normal(size=30)
@@ -26,9 +26,9 @@ def scalar_adam(gamma, lr, weight_decay, steps, beta=0.99, correlated=0.0, seed=
         g = (correlated * drift + generator.normal(size=30)) * (1 + 0.5 * math.sin(n / 7))
         g = (g - (g @ w) / (w @ w) * w) / np.linalg.norm(w)
         m, v = gamma * m + (1 - gamma) * g, beta * v + (1 - beta) * (g @ g) / 30
-        second = v / (1 - beta**n)
-        u = -m / (1 - gamma**n) / second**0.5
-        series.append((u @ u, second, w @ u, (g @ g) / second))
+        root = (v / (1 - beta**n)) ** 0.5 + eps
+        u = -m / (1 - gamma**n) / root
+        series.append((u @ u, root, w @ u, (g @ g) / root**2))
         w = (1 - lr * weight_decay) * w + lr * u
         norms.append(w @ w)
     return np.array(norms), *np.array(series).T
@@ -38,10 +38,12 @@ def scalar_adam(gamma, lr, weight_decay, steps, beta=0.99, correlated=0.0, seed=
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 0.99])
 def test_the_lag_law_is_exact_for_one_second_moment_a_weight(gamma, correlated):
     lr, weight_decay = 0.02, 0.5
-    norms, u_squared, v, inner, _ = scalar_adam(gamma, lr, weight_decay, 400, correlated=correlated)
-    predicted, inners = invariance.lag_squared_norms(norms[0], u_squared, v, lr, weight_decay, gamma)
+    norms, u_squared, root, inner, _ = scalar_adam(gamma, lr, weight_decay, 400, correlated=correlated)
+    predicted, inners = invariance.lag_squared_norms(norms[0], u_squared, root, lr, weight_decay, gamma)
     np.testing.assert_allclose(predicted, norms, rtol=1e-11)
     np.testing.assert_allclose(inners, inner, atol=1e-11 * u_squared.max())
+    without_eps, _ = invariance.lag_squared_norms(norms[0], u_squared, root - 0.1, lr, weight_decay, gamma)
+    assert (abs(without_eps / norms - 1).max() < 1e-11) == (gamma == 0)
     paper = invariance.squared_norms(norms[0], u_squared, lr, weight_decay)
     assert (abs(paper[-1] / norms[-1] - 1) < 1e-11) == (gamma == 0)
 
@@ -52,6 +54,37 @@ def test_the_gradient_law_is_exact_without_momentum_and_the_identity_always():
     norms, u_squared, _, inner, _ = scalar_adam(0.95, 0.01, 0.3, 50)
     step = invariance.next_squared_norm(norms[:-1], u_squared, 0.01, 0.3, inner)
     np.testing.assert_allclose(step, norms[1:], rtol=1e-12)
+
+
+@pytest.mark.parametrize("of", [float, np.asarray, torch.tensor])
+def test_a_step_of_the_law_by_hand(of):
+    first = Observation(of(0.5), of(1.0), (of(2.0),), 1, (of(0.5),), (of(1.0),))
+    state = invariance.law(State(of(8.0)), first)  # keeps a half of W: 8/4 + 0 + 2/4
+    assert (float(state.squared_norm), float(state.inners[0])) == (2.5, 0.0)
+    # carries 1/2 (1 - 1/2) / (1 - 1/4) 1/2 = 1/6 of 1/2 0 + 1/2 2; then 2.5/16 + 2 1/4 1/6 + 3
+    state = invariance.law(state, Observation(of(1.0), of(0.75), (of(3.0),), 2, (of(0.5),), (of(2.0),)))
+    assert float(state.inners[0]) == pytest.approx(1 / 6)
+    assert float(state.squared_norm) == pytest.approx(2.5 / 16 + 1 / 12 + 3)
+    # a second stage without momentum passes on what it is given: p_2 = p_1 / r_2
+    both = Observation(of(0.5), of(0.0), (of(1.0), of(4.0)), math.inf, (of(0.5), of(0.0)), (of(1.0), of(2.0)))
+    state = invariance.law(State(of(1.0), (of(1.0), of(7.0)), both), both)  # p_1 = 1/2 (1 + 1/2 1)
+    assert [float(inner) for inner in state.inners] == pytest.approx([0.75, 0.375])
+    assert float(state.squared_norm) == pytest.approx(1 + 0.375 + 1)
+    # and what it is told it takes: the identity
+    state = invariance.law(state, first._replace(inners=(of(3.0),)))
+    assert float(state.squared_norm) == pytest.approx(2.375 / 4 + 1.5 + 0.5)
+
+
+def test_the_law_of_arrays_is_that_of_tensors_and_of_its_steps():
+    norms, *series = (np.stack([x, x], axis=-1) for x in scalar_adam(0.9, 0.02, 0.5, 20))
+    u_squared, root, *_ = series
+    states = [State(torch.from_numpy(norms[0]))]
+    for n, (u, r) in enumerate(zip(torch.from_numpy(u_squared), torch.from_numpy(root), strict=True), start=1):
+        states.append(invariance.law(states[-1], Observation(0.02, 0.5, (u,), n, (0.9,), (r,))))
+    found = torch.stack([state.squared_norm for state in states]).numpy()
+    predicted, _ = invariance.lag_squared_norms(norms[0], u_squared, root, 0.02, 0.5, 0.9)
+    np.testing.assert_allclose(found, predicted, rtol=1e-14)
+    np.testing.assert_allclose(found, norms, rtol=1e-12)
 
 
 def test_the_factor_is_what_the_lag_law_comes_to():
@@ -230,14 +263,15 @@ def test_the_recorders_lag_law_is_exact_for_sgd(momentum):
     assert torch.allclose(reading.predicted["paper"], reading.squared_norm, rtol=1e-3) == (momentum == 0)
 
 
+@pytest.mark.parametrize("eps", [0.0, 0.5])
 @pytest.mark.parametrize(
     "betas", [[(0.9, 0.999)], [(0.9, 0.999), (0.0, 0.99)], [(0.5, 0.99), (0.8, 0.999), (0.9, 0.9)]]
 )
-def test_the_recorders_lag_law_is_exact_for_k_adam_with_one_second_moment_a_weight(betas):
+def test_the_recorders_lag_law_is_exact_for_k_adam_with_one_second_moment_a_weight(betas, eps):
     torch.manual_seed(0)
     model = Sphere()
     small = 1e-7  # gradients this small leave second moments at the 1 that they are given: one scalar a weight
-    optimizer = KAdam(model.parameters(), lr=0.02 / small, betas=betas, k=len(betas), eps=0.0, weight_decay=small)
+    optimizer = KAdam(model.parameters(), lr=0.02 / small, betas=betas, k=len(betas), eps=eps, weight_decay=small)
     optimizer.zero_grad()
     model(torch.randn(1, 20, **double)).mul(small).backward()
     optimizer.step()

@@ -8,8 +8,7 @@ from kadam import KAdam
 from kadam.invariance import LAWS, Recorder
 from lab import data
 from lab.experiments import meta_adaptive
-from lab.models import ConvNet
-from lab.normalised import BranchNormTransformer, Perceptron
+from lab.models import ConvNet, Perceptron
 from lab.training import cross_entropy, shuffled_batches, train
 
 ADAM = (0.9, 0.999)
@@ -86,15 +85,3 @@ def test_in_equilibrium_lag_zero_is_orthogonal():
     assert np.abs(found["lagged"][:, 0]).max() < 1e-2 < found["lagged"][:, 1].min()
     assert found["path"].shape == (2, 20)
     assert found["turned"].shape == (2, 2) and (found["turned"][:, 0] < found["turned"][:, 1]).all()
-
-
-def test_the_branch_norm_transformer_is_causal_and_knows_its_norms():
-    torch.manual_seed(0)
-    model, tokens = BranchNormTransformer(11, 8), torch.randint(11, (2, 8))
-    changed = tokens.clone()
-    changed[:, 5] = (changed[:, 5] + 1) % 11
-    assert torch.equal(model(tokens)[:, :5], model(changed)[:, :5])
-    assert not torch.equal(model(tokens)[:, 5:], model(changed)[:, 5:])
-    assert len(list(BranchNormTransformer(11, 8, norm="none").parameters())) < len(list(model.parameters()))
-    with pytest.raises(ValueError, match="norm: 'batch'"):
-        BranchNormTransformer(11, 8, norm="batch")

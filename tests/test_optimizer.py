@@ -1,4 +1,5 @@
 import copy
+import inspect
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import torch
 from reference import k_adam
 from torch import nn
 
-from kadam import KAdam
+from kadam import KAdam, hyperparameters
 from kadam.fused import PIECE, _kept
+from kadam.optimizer import moments_in
 from kadam.stages import SCHEDULES, make_stages
 
 
@@ -515,7 +517,7 @@ def test_what_fused_cannot_do_is_refused():
 
 MEMORY = """
 import sys, torch
-from kadam import KAdam
+from kadam import KAdam, hyperparameters
 size = 1 << 24
 theta = torch.nn.Parameter(torch.ones(size))
 theta.grad = torch.ones(size)
@@ -553,6 +555,25 @@ def test_last_update_is_what_moved_the_parameter(k):
         torch.testing.assert_close((p - old) / 0.1, optimizer.last_update(p), rtol=1e-9, atol=1e-12)
 
 
+def test_moments_are_read_from_the_state():
+    theta = torch.ones(3, requires_grad=True)
+    theta.grad = torch.tensor([1.0, -2.0, 0.0])
+    stages = [(0.5, 0.75), (0.0, 0.25), (0.25, 0.5)]
+    optimizer = KAdam([theta], k=3, betas=stages, eps=0.0)
+    optimizer.step()
+    moments, x = moments_in(optimizer.state[theta], 3), theta.grad  # after one step x is +-1 or 0 for ever
+    for (m, v), (gamma, beta) in zip(moments, stages, strict=True):
+        torch.testing.assert_close(m, (1 - gamma) * x)
+        torch.testing.assert_close(v, (1 - beta) * x**2)
+        x = theta.grad.sign()
+    adamw = torch.optim.AdamW([theta], betas=stages[0])
+    adamw.step()
+    (found,) = moments_in(adamw.state[theta])
+    assert torch.equal(found.m, moments[0].m) and found.v is adamw.state[theta]["exp_avg_sq"]
+    with pytest.raises(KeyError):
+        moments_in(adamw.state[theta], 2)
+
+
 def test_last_update_needs_a_step():
     theta = torch.ones(2, requires_grad=True)
     with pytest.raises(KeyError, match="no state"):
@@ -580,7 +601,10 @@ def test_wrong_arguments_are_named(arguments, message):
         KAdam([{"params": [theta], **arguments}])
 
 
-def test_defaults_are_those_of_adamw():
+def test_defaults_are_those_of_the_signature_and_of_adamw():
+    signature = inspect.signature(KAdam).parameters
+    written = {name: argument.default for name, argument in signature.items() if name not in ("params", "amsgrad")}
+    assert written == hyperparameters.DEFAULTS
     theta = torch.ones(2, requires_grad=True)
     ours, theirs = KAdam([theta]).defaults, torch.optim.AdamW([theta]).defaults
     assert {name: theirs[name] for name in ("lr", "betas", "eps", "weight_decay", "maximize")}.items() <= ours.items()

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import nbformat
 import pytest
 from conftest import write_page
 
-from lab import files, pages
+from lab import files, pages, records, sweep
 
 
 def provenance_of(folder):
@@ -19,15 +20,34 @@ def provenance_of(folder):
 
 def test_a_page_is_run_with_its_profile_and_kept_whole(house):
     assert pages.run("tiny", "standard")
-    folder = house / "results" / "pages" / "tiny"
+    folder = house / "results" / "standard" / "pages" / "tiny"
     assert sorted(path.name for path in folder.iterdir()) == ["claims.json", "executed.ipynb", "provenance.json"]
     assert json.loads((folder / "claims.json").read_text())[0]["measured"] == 1.25
-    record = provenance_of(folder)
-    assert (
-        record["parameters"] == {"x": 1.25, "count": 2, "rates": [0.1, 0.2]}
-        and record["versions"]["torch"]
-        and record["commit"]
-    )
+    parameters = {"x": 1.25, "count": 2, "rates": [0.1, 0.2]}
+    assert provenance_of(folder) == {
+        "page": "tiny", "profile": "standard", "key": pages.key_of("tiny", parameters), "parameters": parameters,
+        "runs": 0, "rests_on": {}, "figures": [],
+    }  # fmt: skip
+
+
+def test_what_is_published_is_what_the_parameters_cell_says_and_lies_in_results_itself(house):
+    assert pages.run("tiny", "full")
+    folder = house / "results" / "pages" / "tiny"
+    assert json.loads((folder / "claims.json").read_text())[0]["measured"] == 1.0
+    # nothing was put into it: it is the committed notebook with its outputs
+    sources = [cell.source for cell in pages.read(folder / "executed.ipynb").cells]
+    assert sources == [cell.source for cell in pages.read(house / "notebooks" / "tiny.ipynb").cells]
+
+
+def test_a_pages_runs_are_in_its_provenance(swept):
+    assert pages.run("tiny", "standard")
+    folder = swept / "results" / "standard" / "pages" / "tiny"
+    origin, run = provenance_of(folder), "stable_region.quadratic"
+    assert origin["runs"] == 2
+    assert origin["rests_on"] == {run: [records.rests_on(run)]}
+    assert {entry["id"] for entry in pages.used_runs(folder)} == {
+        record.id for record in map(records.unpack, (path.read_bytes() for path in files.RUNS.glob("*.run")))
+    }
 
 
 def test_two_runs_leave_the_same_notebook(house):
@@ -46,10 +66,94 @@ def test_a_finished_page_is_not_run_again_until_something_changes(house, monkeyp
     assert pages.run("tiny", "standard")
     write_page(house / "notebooks", last="page.judge('c', 1.0)")
     assert pages.run("tiny", "standard")
-    original = pages.provenance.code_version
-    monkeypatch.setattr(pages.provenance, "code_version", lambda *given: original(*given) + "changed")
+    monkeypatch.setattr(pages.provenance, "versions", lambda packages: {"torch": "changed"})
     assert pages.run("tiny", "standard")
     assert not pages.run("tiny", "standard")
+
+
+def key_with(house, **changed):
+    write_page(house / "notebooks", **changed)
+    return pages.key_of("tiny", {"x": 1.0})
+
+
+def test_a_page_whose_prose_alone_changes_stays_up_to_date(house):
+    assert pages.run("tiny", "standard")
+    path = house / "notebooks" / "tiny.ipynb"
+    notebook = pages.read(path)
+    notebook.cells[3].source = "# why\n\npage.judge( 'c',  x )  # so"
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("# Prose", id="prose"))
+    nbformat.write(notebook, path)
+    assert not pages.run("tiny", "standard")
+
+
+def test_a_page_whose_code_changes_does_not_stay_up_to_date(house):
+    same = key_with(house)
+    for last in (
+        "page.judge('c', x + 0)",
+        "print('c')\npage.judge('c', x)",
+        "%time 1\npage.judge('c', 1.0)",  # what follows a magic counts
+    ):
+        assert key_with(house, last=last) != same, last
+    assert key_with(house) == same
+
+
+def test_the_order_of_a_pages_statements_counts(house):
+    first = key_with(house, last="y = x\nx = 2.0\npage.judge('c', y)")
+    assert key_with(house, last="x = 2.0\ny = x\npage.judge('c', y)") != first
+    assert key_with(house, last="y = x\n\nx = 2.0\n%time 1\npage.judge('c', y)") == first
+
+
+def test_what_a_page_uses_counts_and_how_it_looks_does_not(house, monkeypatch, tmp_path):
+    for folder in ("lab", "kadam"):
+        shutil.copytree(files.ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    last = "from lab import figures\nfrom lab.statistics import mean_interval\nfigures.save(1, mean_interval([x]))"
+
+    def key():
+        monkeypatch.setattr(pages.fingerprint, "here", lambda: pages.fingerprint.Code(tmp_path))
+        return key_with(house, last=last)
+
+    before = key()
+    with (tmp_path / "lab" / "figures.py").open("a") as file:
+        file.write("\nPALETTE = ['black']\n")
+    with (tmp_path / "lab" / "hostile.py").open("a") as file:
+        file.write("\ncounter = 1\n")
+    assert key() == before
+    path = tmp_path / "lab" / "statistics.py"
+    text = path.read_text()
+    assert "0.95" in text
+    path.write_text(text.replace("0.95", "0.99"))
+    assert key() != before
+
+
+def test_a_page_whose_runs_no_longer_stand_is_run_again(swept, monkeypatch):
+    assert pages.run("tiny", "standard")
+    assert not pages.run("tiny", "standard")
+    monkeypatch.setattr(records, "stands", lambda made, name: False)
+    assert pages.run("tiny", "standard")
+
+
+def test_a_page_whose_run_is_no_longer_declared_is_not_up_to_date(swept):
+    pages.run("tiny", "standard")
+    origin = provenance_of(swept / "results" / "standard" / "pages" / "tiny")
+    assert pages.is_current("tiny", "standard", origin)
+    (made,) = origin["rests_on"].values()
+    assert not pages.is_current("tiny", "standard", {**origin, "rests_on": {"stable_region.gone": made}})
+
+
+def test_a_page_with_a_cut_off_file_is_run_again(swept):
+    pages.run("tiny", "standard")
+    folder = swept / "results" / "standard" / "pages" / "tiny"
+    assert pages.is_whole(folder)
+    for name in ("claims.json", "executed.ipynb", "runs.jsonl", "provenance.json"):
+        whole = (folder / name).read_bytes()
+        for length in (len(whole) // 2, 0):
+            (folder / name).write_bytes(whole[:length])
+            # a page that sweeps over nothing leaves no runs.jsonl
+            assert not pages.is_whole(folder) or (name, length) == ("runs.jsonl", 0)
+        if name != "provenance.json":
+            (folder / name).write_bytes(whole)
+    assert pages.run("tiny", "standard")
+    assert pages.is_whole(folder) and (folder / "provenance.json").read_bytes() == whole
 
 
 @pytest.mark.parametrize(
@@ -91,7 +195,7 @@ def test_a_parameters_cell_holds_literals_only(house, parameters):
 def test_a_false_theorem_is_a_result_and_said(house):
     (house / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  x: 2.0\n")
     assert pages.run("tiny", "standard")
-    (claim,) = json.loads((house / "results" / "pages" / "tiny" / "claims.json").read_text())
+    (claim,) = json.loads((house / "results" / "standard" / "pages" / "tiny" / "claims.json").read_text())
     assert (claim["measured"], claim["verdict"]) == (2.0, "VIOLATED")
 
 
@@ -106,8 +210,8 @@ def test_a_false_theorem_is_a_result_and_said(house):
 def test_a_failed_page_leaves_the_old_result_and_what_it_has(house, last, message):
     pages.run("tiny", "standard")
     write_page(house / "notebooks", last=last)
-    folder = house / "results" / "pages"
-    with pytest.raises(pages.PageError, match=f"tiny: .*{message}.*kept in results/pages/tiny.failed/"):
+    folder = house / "results" / "standard" / "pages"
+    with pytest.raises(pages.PageError, match=f"tiny: .*{message}.*kept in results/standard/pages/tiny.failed/"):
         pages.run("tiny", "standard")
     assert sorted(path.name for path in folder.iterdir()) == ["tiny", "tiny.failed", "tiny.lock"]
     assert json.loads((folder / "tiny" / "claims.json").read_text())[0]["measured"] == 1.25
@@ -157,33 +261,38 @@ def test_killed_in_flight_it_starts_again_and_nothing_half_done_is_taken(house):
 
 
 def nbval(path):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-c",
-        str(files.ROOT / "pyproject.toml"),
-        "--rootdir",
-        str(files.ROOT),
-    ]
-    return subprocess.run([*command, str(path)], cwd=files.ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-c", str(files.ROOT / "pyproject.toml")]
+    return subprocess.run(
+        [*command, "--rootdir", str(files.ROOT), str(path)], cwd=files.ROOT, capture_output=True, text=True
+    )
 
 
-def test_nbval_accepts_an_executed_page_and_rejects_a_tampered_output(house):
-    pages.execute_in_place("tiny")
+CLOCK = "# NBVAL_IGNORE_OUTPUT\n# the clock decides\nimport time\n"
+
+
+def test_nbval_compares_every_cell_but_those_that_say_why_not(house):
+    write_page(house / "notebooks", parameters="x = 1.0", last="print('printed', x)\npage.judge('c', x)")
     path = house / "notebooks" / "tiny.ipynb"
+    notebook = pages.read(path)
+    clock = nbformat.v4.new_code_cell(f"{CLOCK}print(time.time_ns())", id="clock")
+    notebook.cells.insert(3, clock)
+    nbformat.write(notebook, path)
+    pages.execute_in_place("tiny")
     assert pages.faults(path) == []
     result = nbval(path)
     assert result.returncode == 0, result.stdout
-    notebook = pages.read(path)
-    notebook.cells[-1].outputs[0].text = notebook.cells[-1].outputs[0].text.replace("1.000", "1.001")
-    nbformat.write(notebook, path)
-    result = nbval(path)
-    assert result.returncode == 1 and "1 failed" in result.stdout
+    for cell, old, new in ((-1, "1.000", "1.001"), (-2, "1.0", "1.1")):
+        notebook = pages.read(path)
+        assert old in notebook.cells[cell].outputs[0].text
+        notebook.cells[cell].outputs[0].text = notebook.cells[cell].outputs[0].text.replace(old, new)
+        nbformat.write(notebook, path)
+        result = nbval(path)
+        assert result.returncode == 1 and "1 failed" in result.stdout
+        notebook.cells[cell].outputs[0].text = notebook.cells[cell].outputs[0].text.replace(new, old)
+        nbformat.write(notebook, path)
 
 
-def test_a_stripped_or_unmarked_notebook_is_found(house):
+def test_a_stripped_or_unchecked_notebook_is_found(house):
     pages.execute_in_place("tiny")
     path = house / "notebooks" / "tiny.ipynb"
     whole = pages.read(path)
@@ -194,8 +303,19 @@ def test_a_stripped_or_unmarked_notebook_is_found(house):
         nbformat.write(notebook, path)
         return " ".join(pages.faults(path))
 
-    assert "a marked cell has no output" in faults_with(lambda nb: nb.cells[-1].update(outputs=[]))
-    assert "nothing is checked" in faults_with(lambda nb: nb.cells[-1].update(source="page.verdicts()"))
+    def saying(source, cell=1):
+        return lambda nb: nb.cells[cell].update(source=source)
+
+    assert "verdicts are not shown" in faults_with(lambda nb: nb.cells[-1].update(outputs=[]))
+    assert "verdicts are not shown" in faults_with(saying("verdicts = page", -1))
+    assert faults_with(saying(f"{CLOCK}print(1)")) == ""
+    assert "verdicts are not compared" in faults_with(saying(f"{CLOCK}page.verdicts()", -1))
+    for unheard in ("# NBVAL_IGNORE_OUTPUT\nprint(1)", "# NBVAL_IGNORE_OUTPUT: the clock\nprint(1)", f"x = 1\n{CLOCK}"):
+        assert "does not say why" in faults_with(saying(unheard))
+    for word in ("NBVAL_SKIP", "NBVAL_CHECK_OUTPUT", "NBVAL_RAISES_EXCEPTION", "PYTEST_VALIDATE_IGNORE_OUTPUT"):
+        assert "tells nbval something else" in faults_with(saying(f"# {word}\nx = 1"))
+    for tag in ("nbval-skip", "nbval-ignore-output", "raises-exception"):
+        assert "tells nbval something else" in faults_with(lambda nb, tag=tag: nb.cells[1].metadata.update(tags=[tag]))
     assert "top to bottom" in faults_with(lambda nb: nb.cells[1].update(execution_count=7))
     assert "0 cells tagged" in faults_with(lambda nb: nb.cells[0].metadata.clear())
     assert "must hold does not" in faults_with(lambda nb: nb.cells[-1].outputs[0].update(text="c theorem VIOLATED"))
@@ -203,6 +323,54 @@ def test_a_stripped_or_unmarked_notebook_is_found(house):
     commented = nbformat.v4.new_markdown_cell("# One\n#\n# Two")
     assert "comment signs" in faults_with(lambda nb: nb.cells.append(commented))
     assert faults_with(lambda nb: None) == ""
+
+
+# What is published.
+
+
+def test_a_page_is_published_and_then_executed_from_its_records_alone(swept, monkeypatch):
+    with pytest.raises(pages.PageError, match=r"RecordError: KADAM_RECORDS=only, and 2 records are missing"):
+        pages.execute_in_place("tiny")
+    for name in ("KADAM_CACHE", "KADAM_RECORDS"):
+        monkeypatch.delenv(name)
+    assert pages.publish("tiny") == 2
+    assert records.folders() == ["tiny"] and len(records.published("tiny").ids()) == 2
+    shutil.rmtree(files.RUNS)
+    written = {path.name: path.read_bytes() for path in (records.PUBLISHED / "tiny").iterdir()}
+    pages.execute_in_place("tiny")
+    committed = swept / "notebooks" / "tiny.ipynb"
+    assert pages.faults(committed) == []
+    assert committed.read_bytes() == (swept / "results" / "pages" / "tiny" / "executed.ipynb").read_bytes()
+    assert not files.RUNS.exists()
+    assert {path.name: path.read_bytes() for path in (records.PUBLISHED / "tiny").iterdir()} == written
+
+
+def test_records_that_are_not_kept_are_not_published(swept, monkeypatch):
+    pages.publish("tiny")
+    shutil.rmtree(swept / "results" / "pages")
+    shutil.rmtree(files.RUNS)
+    before = records.published("tiny").ids()
+    write_page_again = (swept / "notebooks" / "tiny.ipynb").read_text().replace("steps = 8", "steps = 6")
+    (swept / "notebooks" / "tiny.ipynb").write_text(write_page_again)
+    monkeypatch.setenv("KADAM_CACHE", "off")
+    with pytest.raises(pages.PageError, match="tiny: 2 of its 2 runs have no record here, so nothing is published"):
+        pages.publish("tiny")
+    assert records.published("tiny").ids() == before
+
+
+def test_what_is_finished_so_far_is_published_beside_what_was(swept):
+    with pytest.raises(pages.PageError, match="tiny: has asked for no runs yet"):
+        pages.publish("tiny", partial=True)
+    pages.run("tiny", "standard")  # of which no run is among those of full
+    finished = swept / "results" / "standard" / "pages" / "tiny" / sweep.USED
+    running = swept / "results" / "pages" / ".tiny.partial" / sweep.USED
+    pages.publish("tiny")
+    before = set(records.published("tiny").ids())
+    running.parent.mkdir()
+    running.write_text(finished.read_text() + '{"run": "stable_region.quad')  # it is being written
+    assert pages.publish("tiny", partial=True) == 4
+    ids = set(records.published("tiny").ids())
+    assert before < ids and all(records.published("tiny").record(id) is not None for id in ids)
 
 
 @pytest.mark.parametrize("page", pages.names())

@@ -6,21 +6,18 @@ import nbformat
 import pytest
 from conftest import write_page
 
-from lab import claims, files, pages, provenance, report
+from lab import claims, files, pages, records, report
 
 
 def test_the_readme_shows_the_committed_results():
     readme = (files.ROOT / "README.md").read_text()
     shown = readme.partition(report.START)[2].partition(report.END)[0].strip()
-    assert shown == report.readme_table(report.recorded_claims("standard"))
+    assert shown == report.readme_table(report.recorded_claims("full"))
 
 
-@pytest.mark.parametrize("profile", ["standard", "full"])
-def test_the_claims_page_shows_the_committed_results(profile):
-    recorded = report.recorded_claims(profile)
-    if profile == "standard" or recorded:
-        page = (pages.results_of(profile) / "CLAIMS.md").read_text()
-        assert page == report.markdown(recorded, profile)
+def test_the_claims_page_shows_the_committed_results():
+    page = (files.RESULTS / "CLAIMS.md").read_text()
+    assert page == report.markdown(report.recorded_claims("full"), "full")
 
 
 def test_the_readmes_figures_exist():
@@ -31,16 +28,12 @@ def test_the_readmes_figures_exist():
 
 @pytest.mark.parametrize("page", pages.names())
 def test_the_committed_results_are_those_of_this_code(page):
-    recorded = report.recorded_claims("standard")[page]["provenance"]
-    if recorded["versions"] != provenance.versions():
-        pytest.skip(f"the results were computed with {recorded['versions']}, this is {provenance.versions()}")
-    current = pages.key_of(page, pages.parameters_of(page, "standard"))
-    assert recorded["key"] == current, "notebook, parameters or code changed since: run `make reproduce`"
+    origin = report.recorded_claims("full")[page]["provenance"]
+    assert pages.is_current(page, "full", origin), "notebook, code or records changed since: run `make pages`"
 
 
-@pytest.mark.parametrize("profile", ["standard", "full"])
-def test_every_committed_claim_that_must_hold_does(profile):
-    for entry in report.recorded_claims(profile).values():
+def test_every_committed_claim_that_must_hold_does():
+    for entry in report.recorded_claims("full").values():
         assert [claim.name for claim in report.claims_of(entry) if claim.must_hold and claim.broken] == []
 
 
@@ -52,21 +45,59 @@ def reported(house, monkeypatch):
     return house
 
 
-def test_report_writes_the_table_everywhere(reported, capsys):
-    assert report.report("standard")
-    readme = (reported / "README.md").read_text()
+@pytest.fixture
+def published(house, monkeypatch):
+    monkeypatch.setattr(report, "ROOT", house)
+    write_page(house / "notebooks", parameters="x = 1.25")
+    (house / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  x: 0.75\n")
+    (house / "README.md").write_text(f"# x\n{report.START}\nold\n{report.END}\nrest\n")
+    pages.run("tiny", "full")
+    return house
+
+
+def test_report_writes_the_table_everywhere(published, capsys):
+    assert report.report("full")
+    readme = (published / "README.md").read_text()
     assert readme.startswith(f"# x\n{report.START}\n| page |") and readme.endswith(f"{report.END}\nrest\n")
     assert "Theorems checked: 1," in readme
-    assert "x is one" in (text := (reported / "results" / "CLAIMS.md").read_text()) and "| 1.25 | – | holds |" in text
-    assert "1 claims of 1 pages" in capsys.readouterr().out
+    assert "x is one" in (text := (published / "results" / "CLAIMS.md").read_text()) and "| 1.25 | – | holds |" in text
+    assert "(../notebooks/tiny.ipynb)" in text and "From no runs." in text and "`make pages`" in text
+    assert "1 claims of 1 pages, written to results/" in capsys.readouterr().out
 
 
-def test_report_fails_when_a_claim_that_must_hold_does_not(reported, capsys):
-    (reported / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  x: 2.0\n")
+def test_what_is_not_published_stays_out_of_the_readme(published):
+    assert report.report("full")
+    before = {path: path.read_bytes() for path in (published / "README.md", published / "results" / "claims.json")}
     pages.run("tiny", "standard")
+    assert report.report("standard")
+    assert {path: path.read_bytes() for path in before} == before
+    text = (published / "results" / "standard" / "CLAIMS.md").read_text()
+    assert "| 0.75 | – | holds |" in text and "(../../notebooks/tiny.ipynb)" in text and "`make reproduce`" in text
+
+
+def test_the_claims_page_names_runs_and_versions(reported):
+    made = {"code": "c", "data": None, "versions": {"torch": "2.0", "numpy": "1.0"}}
+    entry = report.collect("standard")["tiny"]
+    origin = {**entry["provenance"], "runs": 3, "rests_on": {"a.b": [made], "a.c": [made, {**made, "code": "d"}]}}
+    text = report.markdown({"tiny": {**entry, "provenance": origin}}, "standard")
+    assert "From 3 runs: `a.b`, `a.c` (numpy 1.0, torch 2.0)." in text
+
+
+def test_a_committed_result_whose_runs_no_longer_stand_is_out_of_date(swept, monkeypatch, capsys):
+    monkeypatch.setattr(report, "ROOT", swept)
+    pages.run("tiny", "standard")
+    assert report.report("standard")
+    monkeypatch.setattr(records, "stands", lambda made, name: False)
     assert not report.report("standard")
+    assert "OUT OF DATE (failed, or not run since a change): tiny" in capsys.readouterr().out
+
+
+def test_report_fails_when_a_claim_that_must_hold_does_not(published, capsys):
+    write_page(published / "notebooks", parameters="x = 2.0")
+    pages.run("tiny", "full")
+    assert not report.report("full")
     assert "MUST HOLD, AND DOES NOT: c" in capsys.readouterr().out
-    readme = (reported / "README.md").read_text()
+    readme = (published / "README.md").read_text()
     assert "| 1 | 2 | VIOLATED |" in readme and "Theorems checked: 0," in readme
 
 
@@ -89,11 +120,11 @@ def test_what_a_page_printed_is_kept_under_its_headings(reported):
     notebook.cells.insert(3, nbformat.v4.new_markdown_cell("## Before\ntext\n### Experiment\ntext", id="heading"))
     nbformat.write(notebook, path)
     pages.run("tiny", "standard")
-    (reported / "results" / "tables").mkdir()
-    (reported / "results" / "tables" / "gone.txt").touch()
+    (reported / "results" / "standard" / "tables").mkdir(parents=True)
+    (reported / "results" / "standard" / "tables" / "gone.txt").touch()
     assert report.report("standard")
-    assert [path.name for path in (reported / "results" / "tables").iterdir()] == ["tiny.txt"]
-    text = (reported / "results" / "tables" / "tiny.txt").read_text()
+    assert [path.name for path in (reported / "results" / "standard" / "tables").iterdir()] == ["tiny.txt"]
+    text = (reported / "results" / "standard" / "tables" / "tiny.txt").read_text()
     assert text.startswith("### Experiment\n\none\ntwo\n\n### Experiment\n\nc  ")
 
 
@@ -104,10 +135,10 @@ def test_figures_follow_the_pages(reported):
         "from lab import figures\nfigures.save(plt.figure(), 'new')",
     )
     pages.run("tiny", "standard")
-    (reported / "results" / "figures").mkdir()
-    (reported / "results" / "figures" / "gone.png").touch()
+    (reported / "results" / "standard" / "figures").mkdir(parents=True)
+    (reported / "results" / "standard" / "figures" / "gone.png").touch()
     assert report.report("standard")
-    assert [path.name for path in (reported / "results" / "figures").iterdir()] == ["new.png"]
+    assert [path.name for path in (reported / "results" / "standard" / "figures").iterdir()] == ["new.png"]
 
 
 def test_a_record_that_is_up_to_date_stays_where_the_folder_is_older(reported):
@@ -123,10 +154,10 @@ def test_a_record_that_is_up_to_date_stays_where_the_folder_is_older(reported):
 
 def test_results_of_pages_not_run_here_stay_and_those_of_lost_ones_go(reported):
     report.report("standard")
-    recorded = reported / "results" / "claims.json"
+    recorded = reported / "results" / "standard" / "claims.json"
     entry = json.loads(recorded.read_text())["tiny"]
     recorded.write_text(json.dumps({"tiny": entry, "gone": entry}))
-    for path in (reported / "results" / "pages" / "tiny").iterdir():
+    for path in (reported / "results" / "standard" / "pages" / "tiny").iterdir():
         path.unlink()
     assert list(report.collect("standard")) == ["tiny"]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kadam import stability, update
-from kadam.update import Moments, Stage
+from kadam.update import Stage
 
 rates = st.floats(0.05, 0.9995)
 gradients = st.lists(st.one_of(st.just(0.0), st.floats(1e-60, 1e60), st.floats(-1e60, -1e-60)), min_size=1, max_size=40)
@@ -15,7 +15,7 @@ gradients = st.lists(st.one_of(st.just(0.0), st.floats(1e-60, 1e60), st.floats(-
 
 def updates(sequence, beta, gamma):
     """|u_n| of Adam at eps = 0, n = 0, 1, ..."""
-    moments = [Moments(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))]
+    moments = [update.zeros(torch.empty(1, dtype=torch.float64))]
     sizes = []
     for n, gradient in enumerate(sequence, start=1):
         moments = update.cascade(torch.tensor([gradient], dtype=torch.float64), moments, n, [Stage(gamma, beta)], 0.0)

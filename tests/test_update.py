@@ -7,7 +7,7 @@ from kadam.update import Moments, Stage
 
 
 def zeros(shape, k, dtype=torch.float64):
-    return [Moments(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(k)]
+    return [update.zeros(torch.empty(shape, dtype=dtype))] * k
 
 
 def path_of(theta, gradients, stages, lr, weight_decay, eps):
@@ -33,12 +33,30 @@ def test_is_the_formula_of_the_docstring(k, eps):
         torch.testing.assert_close(ours[:, i], torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-14)
 
 
-def test_output_and_apply_are_one_update():
+def test_direction_and_apply_are_one_update():
     stages = [Stage(0.9, 0.999), Stage(0.5, 0.7)]
     gradient = torch.randn(7, dtype=torch.float64)
     moments = update.cascade(gradient, zeros(7, 2), 1, stages, 1e-8)
     moved = update.apply(torch.zeros(7, dtype=torch.float64), moments[-1], 1, stages[-1], 0.1, 0.0, 1e-8)
-    torch.testing.assert_close(moved, -0.1 * update.output(moments[-1], 1, stages[-1], 1e-8))
+    torch.testing.assert_close(moved, 0.1 * update.direction(moments[-1], 1, stages[-1], 1e-8))
+
+
+def test_an_average_is_exact_at_both_ends():
+    old, new = torch.tensor([1e8, -3.0]), torch.tensor([1.1, 5.0])
+    assert torch.equal(update.average(old, new, 0.0), new)
+    assert torch.equal(update.average(old, old, 0.999), old)
+    assert update.average(old, new, torch.tensor([0.0, 0.75])).tolist() == [new[0].item(), -1.0]
+
+
+def test_the_parts_of_an_output():
+    first = update.zeros(torch.ones(2, dtype=torch.float16))
+    assert first.m.tolist() == first.v.tolist() == [0, 0] and first.m.dtype == first.v.dtype == torch.float16
+    v = torch.tensor([4.0, 0.0], dtype=torch.float64)  # after two steps with beta = 1/2 three quarters are there
+    torch.testing.assert_close(update.root(0.75 * v, 2, 0.5, 0.25), v / 2 + 0.25)
+    torch.testing.assert_close(update.denominator(0.75 * v, 2, 0.5, 0.0), torch.tensor([2.0, torch.inf]).double())
+    moments = Moments(torch.tensor([3.0, 1.0], dtype=torch.float64), 0.75 * v)  # m is three quarters as well
+    torch.testing.assert_close(update.output(moments, 2, Stage(0.5, 0.5), 0.0), torch.tensor([2.0, 0.0]).double())
+    torch.testing.assert_close(update.direction(moments, 2, Stage(0.5, 0.5), 2.0), torch.tensor([-1, -2 / 3]).double())
 
 
 def test_changes_no_argument():

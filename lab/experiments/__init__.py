@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ class Run:
         data: the data set that it reads, or None.
         short: arguments that make it short, a second or so: too few steps for rounding to grow. A value, or a function
             of the argument in a real run.
+        corners: further arguments, in place of those of a short run, that reach what real runs may come to and short
+            ones do not, such as a run that diverges at once. The audit computes them too.
         timed: whether it measures time, which nobody can repeat to the last bit.
     """
 
@@ -33,6 +35,7 @@ class Run:
     function: Callable[..., dict[str, Any]]
     data: str | None
     short: Mapping[str, Any]
+    corners: tuple[Mapping[str, Any], ...]
     timed: bool
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -61,7 +64,8 @@ RUNS: dict[str, Run] = {}
 
 
 def run(
-    name: str, *, short: Mapping[str, Any], data: str | None = None, timed: bool = False
+    name: str, *, short: Mapping[str, Any], corners: Sequence[Mapping[str, Any]] = (), data: str | None = None,
+    timed: bool = False,
 ) -> Callable[[Function], Function]:  # fmt: skip
     """Declare a function as the run ``name``; see ``Run``.
 
@@ -73,7 +77,7 @@ def run(
         known = RUNS.get(name)
         if known and _place(known.function) != _place(function):
             raise ValueError(f"name: {name!r} (is the run {'.'.join(_place(known.function))})")
-        RUNS[name] = function.declared = Run(name, function, data, short, timed)  # type: ignore[attr-defined]
+        RUNS[name] = function.declared = Run(name, function, data, short, tuple(corners), timed)  # type: ignore[attr-defined]
         return function
 
     return mark

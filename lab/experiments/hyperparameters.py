@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import nn
 
-from kadam import ensemble, stability
+from kadam import stability
 from lab import data
 from lab.experiments import run
 from lab.models import ConvNet, Transformer
-from lab.training import cross_entropy, kadam_anywhere, shuffled_batches, text_blocks, train
+from lab.together import trained
+from lab.training import cross_entropy, kadam_anywhere, shuffled_batches, text_parts, train
 
 Array = NDArray[np.float64]
 Points = Sequence[Sequence[float]]
 
 
-@run("hyperparameters.convnet", data="mnist1d", short={"steps": 10, "every": 5})
+@run("hyperparameters.convnet", data="mnist1d", short={"steps": 10, "every": 5}, corners=[{"lr": 1e30}])
 def convnet_on_mnist1d(
     points: Points, lr: float, seed: int, steps: int, every: int = 25, batch: int = 50, channels: int = 16
 ) -> dict[str, Any]:
@@ -30,45 +30,25 @@ def convnet_on_mnist1d(
     All points start from the same weights and see the same batches. Returns ``validation_loss`` and ``test_loss``,
     (points, evaluations), NaN from where a run diverged; the ``steps`` of the evaluations; ``diverged_at``, (points,).
     """
-    return _trained(lambda: ConvNet(channels), data.mnist1d(), points, lr, seed, steps, every, batch)
+    return trained(lambda: ConvNet(channels), data.mnist1d(), _members(points, lr), seed, steps, every, batch)
 
 
-@run("hyperparameters.transformer", data="words", short={"steps": 4, "every": 2})
+@run("hyperparameters.transformer", data="words", short={"steps": 4, "every": 2}, corners=[{"lr": 1e30}])
 def transformer_on_words(
     points: Points, lr: float, seed: int, steps: int, every: int = 25, batch: int = 4, context: int = 32,
     vocabulary: int = 500,
 ) -> dict[str, Any]:  # fmt: skip
     """The same for a two-layer transformer on the words, of which all but the ``vocabulary`` - 1 most frequent are one.
 
-    The parts are those of ``blocks``.
+    The parts are those of ``text_parts``.
     """
-    parts = blocks(data.words().tokens.clamp(max=vocabulary - 1), context)
-    return _trained(lambda: Transformer(vocabulary, context), parts, points, lr, seed, steps, every, batch)
+    parts = text_parts(data.words().tokens.clamp(max=vocabulary - 1), context)
+    return trained(lambda: Transformer(vocabulary, context), parts, _members(points, lr), seed, steps, every, batch)
 
 
-def blocks(tokens: Tensor, context: int) -> data.Labelled:
-    """The text in blocks, inputs and next tokens (blocks, context): four fifths to train on, the last fifth held out.
-
-    Of the held-out blocks every sixteenth is for validation, and every sixteenth, halfway between those, for the test.
-    """
-    x, y = text_blocks(tokens, context)
-    start = len(x) - len(x) // 5  # of what is held out
-    parts = (slice(start), slice(start, None, 16), slice(start + 8, None, 16))
-    return data.Labelled(*(half[part] for part in parts for half in (x, y)))
-
-
-def _trained(
-    make: Callable[[], nn.Module], parts: data.Labelled, points: Points, lr: float, seed: int, steps: int, every: int,
-    batch: int,
-) -> dict[str, Any]:  # fmt: skip
-    loss, init = ensemble.from_module(make, cross_entropy)
-    members = [dict(lr=lr, betas=(gamma, beta), weight_decay=0.0, k=1, seed=seed) for beta, gamma in points]
-    batches = list(shuffled_batches(parts.x, parts.y, batch, steps, seed))
-    held_out = {"validation_loss": (parts.x_validation, parts.y_validation), "test_loss": (parts.x_test, parts.y_test)}
-    observe = {name: lambda member, part=part: loss(member.params, part) for name, part in held_out.items()}
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused kernel takes the members one by one
-        runs = ensemble.train(loss, init, members, lambda step, _: batches[step - 1], steps, observe, every)
-    return {**runs.observed, "steps": runs.observed_at, "diverged_at": runs.diverged_at}
+def _members(points: Points, lr: float) -> list[dict[str, Any]]:
+    """A member of ``trained`` for every point: Adam at its (beta, gamma)."""
+    return [dict(lr=lr, betas=(gamma, beta), k=1) for beta, gamma in points]
 
 
 def difference_to_single_runs(points: Points, lr: float, steps: int, seed: int = 0) -> float:
@@ -113,18 +93,3 @@ def level_points(c: float, beta: float, length: float, count: int) -> tuple[Arra
 def distances(beta: Array, gamma: Array) -> Array:
     """Length of the polygon through the points, up to each of them."""
     return np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(beta), np.diff(gamma)))])
-
-
-def steps_to(target: float, losses: Array, steps: Array) -> Array:
-    """The step at which each run's loss, (..., evaluations), first is ``target`` or less; infinite where it never is.
-
-    Interpolated linearly between the evaluations at ``steps``; at the first of them, if it is reached by then.
-    """
-    reached = losses <= target  # NaN is not
-    first = reached.argmax(axis=-1)
-    before = np.maximum(first - 1, 0)
-    high, low = (np.take_along_axis(losses, i[..., None], axis=-1)[..., 0] for i in (before, first))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(first > 0, (high - target) / (high - low), 1.0)
-    crossing = steps[before] + share * (steps[first] - steps[before])
-    return np.where(reached.any(axis=-1), crossing, np.inf)

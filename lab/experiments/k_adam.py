@@ -5,27 +5,25 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import schedulefree  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from kadam import ensemble, update
 from kadam.flow import Flow
-from kadam.optimizer import KAdam
+from kadam.optimizer import KAdam, moments_in
 from kadam.stages import make_stages
-from kadam.update import Moments, Stage
+from kadam.update import Stage
 from lab import data, problems
 from lab.experiments import run
-from lab.experiments.hyperparameters import blocks, steps_to
-from lab.image_models import ImageConvNet
-from lab.models import ConvNet, Transformer
-from lab.normalised import Perceptron
-from lab.training import accuracy, cross_entropy, shuffled_batches, train
+from lab.models import ConvNet, ImageConvNet, Perceptron, Transformer
+from lab.together import trained
+from lab.training import accuracy, cross_entropy, shuffled_batches, text_parts, train
 
 Array = NDArray[np.float64]
 Settings = dict[str, Any]
@@ -35,7 +33,17 @@ Settings = dict[str, Any]
 # --- the tasks: a group of runs with one k and one seed is trained together ---
 
 
-@run("k_adam.convnet", data="mnist1d", short={"steps": 10, "every": 5})
+def _update_rms(member: ensemble.Member) -> Tensor:
+    return torch.cat([u.flatten() for u in member.updates.values()]).square().mean().sqrt()
+
+
+_trained = partial(trained, on_test={"test_accuracy": accuracy}, observe={"update_rms": _update_rms})
+
+
+DIVERGED = {"members": [{"k": 1, "lr": 1e30}, {"k": 1, "lr": 1e30}]}  # before the first look
+
+
+@run("k_adam.convnet", data="mnist1d", short={"steps": 10, "every": 5}, corners=[DIVERGED])
 def convnet_on_mnist1d(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 50, channels: int = 16
 ) -> dict[str, Any]:
@@ -48,7 +56,7 @@ def convnet_on_mnist1d(
     return _trained(lambda: ConvNet(channels), data.mnist1d(), members, seed, steps, every, batch)
 
 
-@run("k_adam.perceptron", data="mnist1d", short={"steps": 10, "every": 5})
+@run("k_adam.perceptron", data="mnist1d", short={"steps": 10, "every": 5}, corners=[DIVERGED])
 def perceptron_on_mnist1d(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 50, norm: str = "none"
 ) -> dict[str, Any]:
@@ -56,13 +64,13 @@ def perceptron_on_mnist1d(
     return _trained(lambda: Perceptron(norm=norm), data.mnist1d(), members, seed, steps, every, batch)
 
 
-@run("k_adam.transformer", data="words", short={"steps": 4, "every": 2})
+@run("k_adam.transformer", data="words", short={"steps": 4, "every": 2}, corners=[DIVERGED])
 def transformer_on_words(
     members: Sequence[Settings], seed: int, steps: int, every: int, batch: int = 4, context: int = 32,
     vocabulary: int = 500,
 ) -> dict[str, Any]:  # fmt: skip
     """The same for page 03's transformer: two layers, on the words, all but ``vocabulary`` - 1 of which are one."""
-    parts = blocks(data.words().tokens.clamp(max=vocabulary - 1), context)
+    parts = text_parts(data.words().tokens.clamp(max=vocabulary - 1), context)
     return _trained(lambda: Transformer(vocabulary, context), parts, members, seed, steps, every, batch)
 
 
@@ -75,35 +83,6 @@ def convnet_on_cifar10(
     parts = data.cifar10()
     fewer = data.Labelled(parts.x, parts.y, *(half[:2000] for half in parts[2:]))
     return _trained(lambda: ImageConvNet(channels), fewer, members, seed, steps, every, batch)
-
-
-def _trained(
-    make: Callable[[], nn.Module], parts: data.Labelled, members: Sequence[Settings], seed: int, steps: int, every: int,
-    batch: int,
-) -> dict[str, Any]:  # fmt: skip
-    loss, init = ensemble.from_module(make, cross_entropy)
-    module = make()
-
-    def on_test(member: ensemble.Member) -> Tensor:
-        """Loss and accuracy, (2,), of one pass."""
-        found = torch.func.functional_call(module, member.params, (parts.x_test,))
-        right = (found.argmax(-1) == parts.y_test).to(found.dtype).mean()
-        return torch.stack([cross_entropy(found, parts.y_test), right])
-
-    observe: dict[str, ensemble.Observer] = {
-        "validation_loss": lambda member: loss(member.params, (parts.x_validation, parts.y_validation)),
-        "test": on_test,
-        "update_rms": lambda member: torch.cat([u.flatten() for u in member.updates.values()]).square().mean().sqrt(),
-    }
-    batches = list(shuffled_batches(parts.x, parts.y, batch, steps, seed))
-    named = [{"weight_decay": 0.0, "seed": seed, **member} for member in members]
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused kernel takes the members one by one
-        runs = ensemble.train(loss, init, named, lambda step, _: batches[step - 1], steps, observe, every)
-    test = runs.observed.pop("test")
-    if test.ndim == 2:  # nobody got as far as the first look
-        test = np.full((*test.shape, 2), np.nan)
-    return {**runs.observed, "test_loss": test[..., 0], "test_accuracy": test[..., 1], "steps": runs.observed_at,
-            "diverged_at": runs.diverged_at}  # fmt: skip
 
 
 def groups(arms: Mapping[str, Settings], lrs: Sequence[float], seeds: Sequence[int], **common: Any) -> list[Settings]:
@@ -130,54 +109,6 @@ def collected(
         shaped = of_k.reshape(len(seeds), len(names), len(lrs), *of_k.shape[2:])
         found |= {arm: np.moveaxis(shaped[:, i], 0, 1) for i, arm in enumerate(names)}
     return np.stack([found[arm] for arm in arms])
-
-
-def judged(observed: Mapping[str, Array], at: Array, target: float, chance: float) -> dict[str, Array]:
-    """What is compared, one number a run, from ``validation_loss``, ``test_loss``, ``test_accuracy``.
-
-    ``loss`` and ``accuracy``: the best on the test part; ``stopped``: the test loss where the validation loss is least;
-    ``validation``: the least; ``steps``: to the test loss ``target`` (evaluations are at ``at``), infinite if never.
-    A run that diverged has the loss ``chance`` and the accuracy 0, whatever it reached before; no loss counts as more
-    than ``chance``, so that none is judged worse than diverging.
-    """
-    diverged = np.isnan(observed["test_loss"]).any(axis=-1)
-    losses = {
-        name: np.where(np.isnan(observed[name]), np.inf, observed[name]) for name in ("validation_loss", "test_loss")
-    }
-    validation, test = losses["validation_loss"], losses["test_loss"]
-    stopped = np.take_along_axis(test, validation.argmin(axis=-1)[..., None], axis=-1)[..., 0]
-    best = {"loss": test.min(axis=-1), "stopped": stopped, "validation": validation.min(axis=-1)}
-    return {
-        **{name: np.where(diverged, chance, np.minimum(values, chance)) for name, values in best.items()},
-        "accuracy": np.where(diverged, 0.0, observed["test_accuracy"].max(axis=-1)),
-        "steps": np.where(diverged, np.inf, steps_to(target, test, at)),
-    }
-
-
-def best_lr(lrs: Sequence[float], losses: Array) -> Array:
-    """The learning rate of least loss, (lrs, ...) -> (...): the vertex of a parabola in ln lr and ln loss.
-
-    Through the best of the grid and its neighbours; the best itself where it is the first or the last.
-    """
-    x, y = np.log(np.asarray(lrs)), np.log(np.asarray(losses, dtype=float))
-    best = y.argmin(axis=0)
-    if len(x) < 3:
-        return np.exp(x[best])
-    middle = np.clip(best, 1, len(x) - 2)
-    x0, x1, x2 = (x[middle + i] for i in (-1, 0, 1))
-    y0, y1, y2 = (np.take_along_axis(y, (middle + i)[None], axis=0)[0] for i in (-1, 0, 1))
-    left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        vertex = (x0 + x1) / 2 - left * (x2 - x0) / (2 * (right - left))
-    return np.exp(np.where(best == middle, vertex, x[best]))
-
-
-def lr_of_size(size: float, lrs: Sequence[float], update_rms: Array) -> float:
-    """The learning rate at which lr times the update's rms is ``size``, from the rms at ``lrs``, (lrs,)."""
-    size, lr = float(size), float(lrs[0])
-    for _ in range(50):
-        lr = size / float(np.interp(np.log(lr), np.log(lrs), update_rms))
-    return lr
 
 
 # --- baselines: plain runs of torch's optimizers and of a maintained recent one ---
@@ -321,8 +252,7 @@ def in_noise(stages: Sequence[Stage], steps: int, drift: float = 0.05, coordinat
     ``response``, the mean of x over ``drift``, (k,), and ``agreement``, how often x has the sign of the drift, (k,).
     """
     generator = torch.Generator().manual_seed(0)
-    zeros = torch.zeros(coordinates, dtype=torch.float64)
-    moments = [Moments(zeros, zeros)] * len(stages)
+    moments = [update.zeros(torch.empty(coordinates, dtype=torch.float64))] * len(stages)
     found: dict[str, list[list[float]]] = {"size": [], "response": [], "agreement": []}
     for n in range(1, steps + 1):
         noise = torch.randn(coordinates, generator=generator, dtype=torch.float64)
@@ -411,14 +341,13 @@ def stages_in_training(
     model = ConvNet(channels)
     optimizer = KAdam(model.parameters(), lr=lr, betas=betas, k=k, schedule=schedule, weight_decay=0.0, foreach=False)
     stages = make_stages(betas, k, schedule)
-    names = [("exp_avg", "exp_avg_sq"), *((f"exp_avg_{i}", f"exp_avg_sq_{i}") for i in range(2, k + 1))]
 
     def look(i: int, measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], float]:
         def observe() -> float:
             gradients, outputs = [], []
             for param in model.parameters():
                 state = optimizer.state[param]
-                moments = Moments(*(state[name] for name in names[i]))
+                moments = moments_in(state, k)[i]
                 assert param.grad is not None
                 gradients.append(param.grad.flatten())
                 outputs.append(update.output(moments, state["step"].item(), stages[i], 1e-8).flatten())

@@ -15,12 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kadam import ensemble, invariance, update
 from kadam.ensemble import Member, Params
 from kadam.update import Moments, Stage
-from lab import data
+from lab import data, together
 from lab.experiments import run
-from lab.experiments.hyperparameters import blocks
-from lab.models import ConvNet
-from lab.normalised import BranchNormTransformer, Perceptron
-from lab.training import cross_entropy, shuffled_batches
+from lab.models import BranchNormTransformer, ConvNet, Perceptron
+from lab.training import cross_entropy, shuffled_batches, text_parts
 
 Array = NDArray[np.float64]
 Settings = Sequence[Sequence[float]]
@@ -64,7 +62,7 @@ def norms_of_transformer(
 
 
 def _text() -> data.Labelled:
-    return blocks(data.words().tokens.clamp(max=VOCABULARY - 1), CONTEXT)
+    return text_parts(data.words().tokens.clamp(max=VOCABULARY - 1), CONTEXT)
 
 
 def _norms(
@@ -77,7 +75,6 @@ def _norms(
         for lr, weight_decay in settings
         for gamma in gammas
     ]
-    order = list(shuffled_batches(parts.x, parts.y, batch, steps, seed))
 
     def numbers(member: Member) -> Tensor:
         """(units, 7): |W'|^2, <W', u>, |u|^2, mean v, |g|^2/v, |m|^2, <m, u>."""
@@ -91,8 +88,7 @@ def _norms(
             found.append(torch.stack([w * w, w * u, u * u, v / v.shape[1], g * g / v, m * m, m * u]).sum(-1).T)
         return torch.cat(found)
 
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's fused kernel takes the members one by one
-        runs = ensemble.train(loss, init, members, lambda step, _: order[step - 1], steps, {"numbers": numbers})
+    runs = together.runs(loss, init, parts, members, seed, steps, 1, batch, {"numbers": numbers})
     if runs.diverged_at.any():
         raise RuntimeError(f"settings: members {np.flatnonzero(runs.diverged_at).tolist()} diverged (lower eta)")
     first = init(seed)
@@ -116,11 +112,13 @@ def _norms(
 
 
 def _laws(start: Array, series: Array, lr: Array, weight_decay: Array, gamma: Array) -> dict[str, Array]:
-    """The laws of ``kadam.invariance`` on recorded numbers, (T, 7, members, units)."""
+    """The laws of ``kadam.invariance`` on recorded numbers, (T, 7, members, units); the gradient law without eps."""
     after, along, u_squared, v, g_over_v, m_squared, m_u = series.transpose(1, 0, 2, 3)
     correction = (1 - BETA ** np.arange(1, len(series) + 1))[:, None, None]
     norm = np.concatenate([np.broadcast_to(start, after.shape[1:])[None], after])
-    lag, inner_lag = invariance.lag_squared_norms(norm[0], u_squared, v / correction, lr, weight_decay, gamma)
+    steps = torch.arange(1, len(series) + 1, dtype=torch.float64)[:, None, None]
+    root = update.root(torch.from_numpy(v), steps, BETA, EPS).numpy()
+    lag, inner_lag = invariance.lag_squared_norms(norm[0], u_squared, root, lr, weight_decay, gamma)
     laws = {
         "paper": invariance.squared_norms(norm[0], u_squared, lr, weight_decay),
         "momentum": invariance.squared_norms(norm[0], u_squared, lr, weight_decay, invariance.momentum_factor(gamma)),
@@ -166,7 +164,6 @@ def equilibrium(
         return {name: w * scale if name in ("first.weight", "second.weight") else w for name, w in first.items()}
 
     members = [dict(lr=lr, weight_decay=weight_decay, betas=(g, BETA), eps=EPS, k=1, seed=seed) for g in gammas]
-    order = list(shuffled_batches(parts.x, parts.y, batch, steps, seed))
     name = "second.weight"
     observe: dict[str, Callable[[Member], Tensor]] = {
         "w": lambda member: member.params[name].flatten(),
@@ -174,7 +171,7 @@ def equilibrium(
         "u_squared": lambda member: member.updates[name].square().sum(),
         "v": lambda member: member.moments[0][1][name].mean(),
     }
-    runs = ensemble.train(loss, init, members, lambda step, _: order[step - 1], steps, observe)
+    runs = together.runs(loss, init, parts, members, seed, steps, 1, batch, observe)
     if runs.diverged_at.any():
         raise RuntimeError(f"lr: {lr} (a member diverged)")
     w, u_squared = runs.observed["w"].astype(float), runs.observed["u_squared"][:, -window:]
@@ -228,10 +225,8 @@ def sphere(
 
     def path(law: str) -> list[list[Tensor]]:
         theta = init(seed)
-        moments = {name: Moments(torch.zeros_like(w), torch.zeros_like(w)) for name, w in theta.items()}
-        squared = {name: theta[name].square().sum() for name in hidden}
-        inner = {name: torch.zeros(()).double() for name in hidden}
-        last = {name: (torch.zeros(()).double(), torch.ones(()).double()) for name in hidden}
+        moments = {name: update.zeros(w) for name, w in theta.items()}
+        states = {name: invariance.State(theta[name].square().sum()) for name in hidden}
         on_sphere = law != "real"
         if on_sphere:
             theta = {name: w / w.norm() if name in hidden else w for name, w in theta.items()}
@@ -245,22 +240,19 @@ def sphere(
         for n, batch in enumerate(order, start=1):
             grads = gradient(theta, batch)
             for name, g in grads.items():
-                size = squared[name].sqrt() if on_sphere and name in hidden else torch.ones(()).double()
+                size = states[name].squared_norm.sqrt() if on_sphere and name in hidden else torch.ones(()).double()
                 moments[name] = update.advance(g / size, moments[name], stage)
                 new = update.apply(theta[name] * size, moments[name], n, stage, lr, weight_decay, EPS)
                 if on_sphere and name in hidden:
-                    u = -update.output(moments[name], n, stage, EPS)
-                    u_squared, v = u.square().sum(), moments[name].v.mean() / (1 - BETA**n)
+                    u = update.direction(moments[name], n, stage, EPS)
                     factor = float(invariance.momentum_factor(gamma)) if law == "momentum" else 1.0
+                    seen = invariance.Observation(lr, weight_decay, (factor * u.square().sum(),))
                     if law in ("identity", "nudged"):
-                        inner[name] = size * (theta[name] * u).sum()
+                        seen = seen._replace(inners=(size * (theta[name] * u).sum(),))
                     if law == "lag":
-                        carry = invariance.carried(n, gamma, last[name][1], v)
-                        inner[name] = invariance.next_inner(inner[name], last[name][0], lr, weight_decay, carry)
-                    last[name] = u_squared, v
-                    squared[name] = invariance.next_squared_norm(
-                        squared[name], factor * u_squared, lr, weight_decay, inner[name]
-                    )
+                        root = update.root(moments[name].v.mean(), n, BETA, EPS)
+                        seen = seen._replace(n=n, gammas=(gamma,), roots=(root,))
+                    states[name] = invariance.law(states[name], seen)
                     new = new / new.norm()
                 theta[name] = new
             found.append([theta[name] / theta[name].norm() for name in hidden])
@@ -335,7 +327,7 @@ def second_normalisation(
     theta = {name: torch.stack([w] * len(lrs)) for name, w in init(seed).items()}
 
     def zeros() -> dict[str, Moments]:
-        return {name: Moments(torch.zeros_like(w), torch.zeros_like(w)) for name, w in theta.items()}
+        return {name: update.zeros(w) for name, w in theta.items()}
 
     def over(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
@@ -347,8 +339,7 @@ def second_normalisation(
     def again(name: str, x: Tensor, square: Tensor, n: int) -> Tensor:
         """x over the root of the moving average of ``square``, which becomes the state of the second stage."""
         beta = over(second.beta, x)  # type: ignore[arg-type]
-        v = torch.lerp(moments[1][name].v, square.expand_as(x), 1 - beta)
-        moments[1][name] = Moments(x, v)
+        moments[1][name] = Moments(x, update.average(moments[1][name].v, square.expand_as(x), beta))
         return update.output(moments[1][name], n, Stage(0.0, beta), EPS)
 
     moments, sizes = [zeros(), zeros()], torch.zeros(len(lrs))

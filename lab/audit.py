@@ -390,6 +390,7 @@ class _Side:
         lines = json.loads((folder / "lines.json").read_text(encoding="utf-8"))
         self.steps = {file: {(low, high) for low, high in found["steps"]} for file, found in lines.items()}
         self.called = {file: set(found["lambdas"]) for file, found in lines.items()}
+        self.entered = {(file, run): set(of) for file, found in lines.items() for run, of in found["entered"].items()}
         self.statements = {file: set(found["statements"]) for file, found in lines.items()}
         self.executed = {file: set(found["statements"]) - set(found["missing"]) for file, found in lines.items()}
 
@@ -407,6 +408,8 @@ def _merged(one: _Side, other: _Side) -> _Side:
         one.statements[file] = other.statements[file]
         one.steps[file] = one.steps.get(file, set()) | other.steps[file]
         one.called[file] = one.called.get(file, set()) | other.called[file]
+    for place, functions in other.entered.items():
+        one.entered[place] = one.entered.get(place, set()) | functions
     return one
 
 
@@ -457,8 +460,8 @@ def _uncovered(sides: Sequence[_Side], stale: Iterable[str], old_root: Path) -> 
                 place = side.codes[run]
                 texts.append(code.texts(code.of_function(place["module"], place["function"], data.LOADERS)))
         lines = [
-            *_not_executed(texts[1], texts[0], sides[1], new, old, "new"),
-            *_not_executed(texts[0], texts[1], sides[0], old, new, "old"),
+            *_not_executed(run, texts[1], texts[0], sides[1], new, old, "new"),
+            *_not_executed(run, texts[0], texts[1], sides[0], old, new, "old"),
         ] if texts else []  # fmt: skip
         if lines:
             found[run] = lines
@@ -466,14 +469,14 @@ def _uncovered(sides: Sequence[_Side], stale: Iterable[str], old_root: Path) -> 
 
 
 def _not_executed(
-    own: dict[Node, str], other: dict[Node, str], side: _Side, code: Code, other_code: Code, word: str
+    run: str, own: dict[Node, str], other: dict[Node, str], side: _Side, code: Code, other_code: Code, word: str
 ) -> Iterator[str]:
     names, texts = {node.name for node in other}, set(other.values())
     for node, text in own.items():
         path, _ = code.statements(node)
         beside = [node] if path else [inner for inner in own if inner.module == node.module]
         gone = word == "old" and text not in texts and node.name not in names
-        if gone and not any(_entered(one, code, side) for one in beside):
+        if gone and not any(_entered(run, one, code, side) for one in beside):
             continue  # the run does without it: the statements that named it have changed, and must be executed
         if path is None:
             if text not in texts:
@@ -514,10 +517,11 @@ def _retargeted(
     return any(now != before and (now in there or before in here) for now, before in pairs)
 
 
-def _entered(node: Node, code: Code, side: _Side) -> bool:
+def _entered(run: str, node: Node, code: Code, side: _Side) -> bool:
+    """Whether the sample of a run called a function of a definition."""
     path, _ = code.statements(node)
-    executed = side.executed.get(str(path.relative_to(code.root)), set()) if path else set()
-    return bool(code.inner_lines(node) & executed)
+    called = side.entered.get((str(path.relative_to(code.root)), run), set()) if path else set()
+    return bool(code.function_lines(node) & called)
 
 
 def _write_down(stale: Iterable[str], base: str, sides: Sequence[_Side], sample: Sequence[Asked]) -> None:

@@ -254,17 +254,17 @@ class Code:
             found += _statements(statement, self._is_mark(module))
         return module.path, found
 
-    def inner_lines(self, node: Node) -> set[int]:
-        """The lines of the statements in the bodies of a definition's functions: executed only if one is called."""
+    def function_lines(self, node: Node) -> set[int]:
+        """The lines at which the functions of a definition begin, a decorator's where there is one."""
         module = self._module(node.module)
+        statements = module.statements(node.name) if module and not node.name.endswith(KERNELS) else []
         functions = [
             inner
-            for statement in (module.statements(node.name) if module and not node.name.endswith(KERNELS) else ())
+            for statement in statements
             for inner in ast.walk(statement)
             if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef)
         ]
-        bodies = (part for function in functions for statement in function.body for part in ast.walk(statement))
-        return {part.lineno for part in bodies if isinstance(part, ast.stmt)}
+        return {min(part.lineno for part in (function, *function.decorator_list)) for function in functions}
 
     # --- what a definition says and refers to ---
 

@@ -43,12 +43,17 @@ def main(root: Path, order: Path, result: Path) -> None:
     arrays: dict[str, Any] = {}
     wanted: list[dict[str, Any]] = json.loads(order.read_text(encoding="utf-8"))
     called: set[tuple[str, int]] = set()
+    entered: dict[str, set[tuple[str, int]]] = {}
 
     def look(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_name == "<lambda>":
-            called.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
+        if event == "call":
+            place = frame.f_code.co_filename, frame.f_code.co_firstlineno
+            now.add(place)
+            if frame.f_code.co_name == "<lambda>":
+                called.add(place)
 
     for i, entry in enumerate(wanted):
+        now = entered.setdefault(entry["run"], set())
         sys.setprofile(look)
         found = known[entry["run"]].function(**records.unplain(entry["arguments"]))
         arrays |= {f"{i}/{name}": np.asarray(value) for name, value in found.items()}
@@ -70,6 +75,7 @@ def main(root: Path, order: Path, result: Path) -> None:
             "statements": statements,
             "missing": missing,
             "lambdas": lambdas,
+            "entered": {run: sorted(line for place, line in of if place == file) for run, of in entered.items()},
             "steps": watch.get_data().arcs(file) or [],
         }
     np.savez(result / "arrays.npz", **arrays)

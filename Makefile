@@ -39,7 +39,7 @@ page-%: environment
 
 # KADAM_RECORDS=only: the committed pages are executed from the published records, and nothing is computed in their place.
 test: environment
-	@KADAM_CACHE=off KADAM_RECORDS=only KADAM_PROGRESS=off $(PY) -m pytest $(TESTS)
+	@KADAM_CACHE=off KADAM_RECORDS=only KADAM_PROGRESS=off $(PY) -m pytest --numprocesses auto --dist loadfile $(TESTS)
 	@$(if $(TESTS),,$(PY) -m lab audit --budget 60s)
 
 # The committed notebooks, executed anew from the published records, and results/ with them.

@@ -40,6 +40,12 @@ def write_page(
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
+@pytest.fixture(autouse=True)
+def computing(monkeypatch):
+    """`make test` lets the pages read published records alone; a test computes what it tests."""
+    monkeypatch.setenv("KADAM_RECORDS", "off")
+
+
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     """An empty project with one tiny page, in a folder with a space in its name."""

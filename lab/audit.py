@@ -37,7 +37,7 @@ from lab.fingerprint import Code, Node, Statement
 from lab.records import Arrays, Asked, Record
 
 SHORT = "short"  # the folder of the published short runs
-TOLERANCE = 1e-2
+TOLERANCE = 1e-3
 """Allowed difference of a short run on another kind of machine, as a share of the largest number of its array. Adam's
 first steps are the signs of gradients, so that where a gradient is all rounding, rounding shows at once."""
 

@@ -346,3 +346,11 @@ def test_records_of_a_page_keep_how_they_were_made(store):
     found = Published(store / "page")
     assert [found.made(one.id) for one in written] == [one.made for one in written]
     assert isinstance(found.record(written[1].id), Record)
+
+
+def test_the_records_are_read_as_the_docs_say(monkeypatch):
+    import doctest
+
+    monkeypatch.chdir(files.ROOT)
+    result = doctest.testfile(str(files.ROOT / "docs" / "evidence.md"), module_relative=False)
+    assert result.failed == 0 and result.attempted == 5

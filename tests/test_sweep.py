@@ -234,7 +234,7 @@ def test_no_two_values_look_alike():
     assert records.plain(np.float64(0.5)) == 0.5 and type(records.plain(np.float64(0.5))) is float
 
 
-@pytest.mark.parametrize("value", [{1: 2}, {"a": {1: 2}}, {1, 2}, np.zeros(2), object(), b"x"], ids=repr)
+@pytest.mark.parametrize("value", [{1: 2}, {"a": {1: 2}}, {1, 2}, np.zeros(2), complex(1), b"x"], ids=repr)
 def test_what_json_would_change_is_kept_out(store, value):
     with pytest.raises(TypeError, match="must be numbers, texts, lists, tuples and dicts with texts as keys"):
         records.plain(value)

@@ -285,7 +285,7 @@ ARMS = {
 }
 
 
-@run("meta_adaptive.direct_convnet", data="mnist1d", short={"steps": 10, "every": 5})
+@run("meta_adaptive.direct_convnet", data="mnist1d", short={"steps": 4, "every": 2})
 def direct_convnet(
     arm: str, lrs: Sequence[float], weight_decay: float, seed: int, steps: int, every: int, batch: int = 50,
     channels: int = 16,
@@ -300,7 +300,9 @@ def direct_convnet(
     return second_normalisation(make, data.mnist1d(), rule, lrs, weight_decay, seed, steps, every, batch)
 
 
-@run("meta_adaptive.direct_transformer", data="words", short={"steps": 4, "every": 2})
+@run(  # at large learning rates two machines soon part
+    "meta_adaptive.direct_transformer", data="words", short={"steps": 4, "every": 2, "lrs": lambda lrs: lrs[:2]}
+)
 def direct_transformer(
     arm: str, lrs: Sequence[float], weight_decay: float, seed: int, steps: int, every: int, batch: int = 4
 ) -> dict[str, Any]:

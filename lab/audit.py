@@ -296,7 +296,8 @@ def prove(base: str, budget: float) -> bool:
             print(f"  {run}: no real run of it is published")
         refused = {*differing, *uncovered, *unseen}
         codes = {run: place["code"] for run, place in sides[0].codes.items() if run not in refused}
-        refused |= _real_runs_differ((budget - time.monotonic() + start) * joblib.cpu_count(), commit, codes)
+        left_over = max(budget / 3, budget - time.monotonic() + start)
+        refused |= _real_runs_differ(left_over * joblib.cpu_count(), commit, codes)
         proved = [run for run in stale if run not in refused]
         _write_down(proved, commit, sides, first)
     left = [line for line in _old() if not any(f" {run} " in line for run in refused)]

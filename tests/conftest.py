@@ -40,6 +40,11 @@ def write_page(
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file comes first, so that no core waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_smoke.py")
+
+
 @pytest.fixture(autouse=True)
 def computing(monkeypatch):
     """`make test` lets the pages read published records alone; a test computes what it tests."""

@@ -82,7 +82,7 @@ def test_cifar10_by_the_same_path_with_random_images(monkeypatch):
 
     parts = data.Labelled(*images(64), *images(20), *images(20))
     monkeypatch.setattr(data, "cifar10", lambda: parts)
-    assert k_adam.convnet_on_cifar10.data == "cifar10"
+    assert k_adam.convnet_on_cifar10.declared.data == "cifar10"
     members = [dict(k=2, lr=lr) for lr in (0.0, 3e-3)]
     found = k_adam.convnet_on_cifar10(members, 1, 4, 2, batch=32, channels=4)
     assert found["test_accuracy"].shape == (2, 2)
@@ -178,7 +178,8 @@ def test_all_schedules_have_k1_as_adam():
 
 
 def test_step_costs_are_ratios_to_fused_adamw():
-    costs = k_adam.step_costs(1, (2,))
+    found = k_adam.step_costs(1, (2,))
+    costs = dict(zip(found["names"], found["costs"], strict=True))
     assert costs["AdamW, fused"] == 1 and set(costs) == {"AdamW, fused", "k = 2", *BASELINES}
 
 

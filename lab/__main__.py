@@ -27,22 +27,12 @@ def explain(name: str | None) -> int:
     known = experiments.all_runs()
     if name is not None and name not in known:
         raise records.RecordError(f"run: {name!r} (must be one of {', '.join(known)})")
-    old = 0
-    for folder in records.folders():
-        published = records.published(folder)
-        reasons: dict[tuple[str, tuple[str, ...]], int] = {}
-        for entry in published.manifest["records"]:
-            if name in (None, entry["run"]):
-                about = tuple(
-                    records.why_not(published.made(entry["id"]), entry["run"])
-                    if entry["run"] in known
-                    else ["no run is declared so"]
-                )
-                reasons[entry["run"], about] = reasons.get((entry["run"], about), 0) + 1
-        for (run, about), count in sorted(reasons.items()):
-            print(f"{folder}: {count} records of {run} {'are old:' if about else 'stand'}")
-            print("".join(f"    {line}\n" for line in about), end="")
-            old += bool(about)
+    old = False
+    for (folder, run, reasons), count in records.standing().items():
+        if name in (None, run):
+            print(f"{folder}: {count} records of {run} {'are old:' if reasons else 'stand'}")
+            print("".join(f"    {line}\n" for line in reasons), end="")
+            old = old or bool(reasons)
     return 1 if old else 0
 
 

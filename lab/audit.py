@@ -78,7 +78,7 @@ def strata() -> dict[str, list[Asked]]:
 
 
 def _order(question: Asked) -> str:
-    return json.dumps(records.plain(question.arguments), sort_keys=True)
+    return records.written(question.arguments)
 
 
 def shortened(question: Asked) -> Asked:
@@ -123,7 +123,7 @@ def audit(budget: float, seed: str | None = None) -> bool:
 
     ``seed`` draws the real runs; by default the commit, so that every commit looks at others.
     """
-    start, fine = time.monotonic(), True
+    start = time.monotonic()
     broken, old = _unreadable(), _old()
     for line in [*broken, *old]:
         print(line)
@@ -134,7 +134,7 @@ def audit(budget: float, seed: str | None = None) -> bool:
         fine = False
         print(f"{len(lacking)} strata have no published short run (make records): {lacking[0].run.name} ...")
     known = experiments.all_runs()
-    sample = [shorts.question(id) for id in shorts.ids() if shorts.manifest and _run_of(shorts, id) in known]
+    sample = [shorts.question(entry["id"]) for entry in shorts.manifest["records"] if entry["run"] in known]
     print(f"{len(sample)} short runs, one of every run and set of optional arguments:")
     fine &= _check(shorts, sample)
     spent = time.monotonic() - start
@@ -148,10 +148,6 @@ def audit(budget: float, seed: str | None = None) -> bool:
     return fine
 
 
-def _run_of(published: records.Published, id: str) -> str:
-    return next(entry["run"] for entry in published.manifest["records"] if entry["id"] == id)
-
-
 def _unreadable() -> list[str]:
     return [
         f"{folder}: record {id} is damaged"
@@ -162,16 +158,11 @@ def _unreadable() -> list[str]:
 
 
 def _old() -> list[str]:
-    found = []
-    for folder in records.folders():
-        published = records.published(folder)
-        for entry in published.manifest["records"]:
-            run = entry["run"]
-            known = run in experiments.all_runs()
-            reasons = records.why_not(published.made(entry["id"]), run) if known else ["not declared"]
-            if reasons:
-                found.append(f"{folder}: records of {run} are old: {'; '.join(reasons[:6])}")
-    return list(dict.fromkeys(found))
+    return [
+        f"{folder}: records of {run} are old: {'; '.join(reasons[:6])}"
+        for folder, run, reasons in records.standing()
+        if reasons
+    ]
 
 
 def _affordable(seconds: float, seed: str, runs: Collection[str] | None = None) -> list[tuple[str, Asked]]:
@@ -204,14 +195,12 @@ def _computed(questions: Sequence[Asked]) -> Iterator[Record]:
     Raises:
         AuditError: one of them failed; says which.
     """
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        pool = joblib.Parallel(n_jobs=sweep.workers(), return_as="generator_unordered", batch_size=1)
-        for packed in pool(joblib.delayed(_attempt)(question, question.key()) for question in questions):
-            if isinstance(packed, str):
-                raise AuditError(packed)
-            record = records.unpack(packed)
-            assert record is not None
-            yield record
+    for packed in sweep.in_processes(_attempt, [(question, question.key()) for question in questions]):
+        if isinstance(packed, str):
+            raise AuditError(packed)
+        record = records.unpack(packed)
+        assert record is not None
+        yield record
 
 
 def _attempt(question: Asked, key: str) -> bytes | str:

@@ -24,6 +24,7 @@ import math
 import os
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -101,7 +102,7 @@ class Asked:
     @property
     def id(self) -> str:
         """Of the question alone, whatever the code."""
-        return digest([self.run.name, plain(self.arguments)])[:20]
+        return _id(self.run.name, self.arguments)
 
     def key(self, code: str | None = None) -> str:
         """Of all that the answer rests on; ``code`` is another fingerprint than the present one."""
@@ -120,15 +121,20 @@ def asked(function: Callable[..., Result], given: Mapping[str, Any]) -> Asked:
     differing = {
         name: value
         for name, value in bound.arguments.items()
-        if defaults[name] is inspect.Parameter.empty or _written(value) != _written(defaults[name])  # 1 is not True
+        if defaults[name] is inspect.Parameter.empty or written(value) != written(defaults[name])  # 1 is not True
     }
     for name, value in differing.items():
         plain(value, f"{run.name}: {name}")
     return Asked(run, dict(sorted(differing.items())))
 
 
-def _written(value: Any) -> str:
-    return json.dumps(plain(value))
+def written(value: Any) -> str:
+    """A plain value as text: the same for the same value alone, and the order in which records are listed."""
+    return json.dumps(plain(value), sort_keys=True)
+
+
+def _id(run: str, arguments: Mapping[str, Any]) -> str:
+    return digest([run, plain(arguments)])[:20]
 
 
 @cache
@@ -182,7 +188,7 @@ class Record:
 
     @property
     def id(self) -> str:
-        return digest([self.run, plain(self.arguments)])[:20]
+        return _id(self.run, self.arguments)
 
     @property
     def result(self) -> Result:
@@ -413,6 +419,18 @@ def folders() -> list[str]:
     return sorted(path.parent.name for path in PUBLISHED.glob("*/manifest.json"))
 
 
+def standing() -> dict[tuple[str, str, tuple[str, ...]], int]:
+    """How many published records there are by folder, run, and why they no longer stand: no reasons if they do."""
+    known, found = experiments.all_runs(), Counter[tuple[str, str, tuple[str, ...]]]()
+    for folder in folders():
+        of_page = published(folder)
+        for entry in of_page.manifest["records"]:
+            run = entry["run"]
+            reasons = why_not(of_page.made(entry["id"]), run) if run in known else ["no run is declared so"]
+            found[folder, run, tuple(reasons)] += 1
+    return dict(sorted(found.items()))
+
+
 def find(question: Asked) -> Record | None:
     """The record of a run that stands: this machine's, else a published one, as far as ``mode`` allows."""
     found = local(question)
@@ -430,7 +448,9 @@ def find(question: Asked) -> Record | None:
 def publish(folder: str, records: Iterable[Record]) -> None:
     """Write the records of a page, in place of those that were published before."""
     target = PUBLISHED / folder
-    kept = sorted({record.id: record for record in records}.values(), key=lambda record: (record.run, _order(record)))
+    kept = sorted(
+        {record.id: record for record in records}.values(), key=lambda record: (record.run, written(record.arguments))
+    )
     codes: dict[str, Any] = {}
     circumstances: list[dict[str, Any]] = []
     entries = []
@@ -469,10 +489,6 @@ def npz(arrays: Arrays) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
-
-
-def _order(record: Record) -> str:
-    return json.dumps(plain(record.arguments), sort_keys=True)
 
 
 def _one_line_each(manifest: dict[str, Any]) -> str:

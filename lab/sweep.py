@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import joblib
 import numpy as np
@@ -22,6 +22,7 @@ import numpy as np
 from lab import files, progress, records
 from lab.records import Asked, Record, Result
 
+Outcome = TypeVar("Outcome")
 Task = tuple[int, Asked, str, Path | None]
 USED = "runs.jsonl"  # in the folder KADAM_OUTPUT: what a page asked for, a line a run
 
@@ -52,7 +53,8 @@ def sweep(run: Callable[..., Result], arguments: Sequence[dict[str, Any]], label
             (index, question := questions[index], question.key(), records.path_of(question) if keep else None)
             for index in missing
         ]
-        for index, packed in _on_cluster(tasks) if os.environ.get("KADAM_CLUSTER") else _in_processes(tasks):
+        cluster = bool(os.environ.get("KADAM_CLUSTER"))
+        for index, packed in _on_cluster(tasks) if cluster else in_processes(compute, tasks):
             found[index] = records.unpack(packed)
             meter.advance(1)
     whole = [_whole(record, question) for record, question in zip(found, questions, strict=True)]
@@ -81,10 +83,11 @@ def _note(questions: Sequence[Asked], answers: Sequence[Record] = ()) -> None:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _in_processes(tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
+def in_processes(function: Callable[..., Outcome], calls: Iterable[tuple[Any, ...]]) -> Iterator[Outcome]:
+    """``function(*call)`` for every call, in parallel processes, as they finish."""
     # the machine's threads belong to the processes: one each, or they fight for the cores
     with joblib.parallel_config(backend="loky", n_jobs=workers(), inner_max_num_threads=1):
-        yield from _parallel(compute, tasks)
+        yield from _parallel(function, calls)
 
 
 def _on_cluster(tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
@@ -100,10 +103,10 @@ def _on_cluster(tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
             yield index, record
 
 
-def _parallel(function: Callable[..., tuple[int, bytes]], tasks: Sequence[Task]) -> Iterator[tuple[int, bytes]]:
+def _parallel(function: Callable[..., Outcome], calls: Iterable[tuple[Any, ...]]) -> Iterator[Outcome]:
     # all at once: a worker that joins a cluster later gets its share
     pool = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-    outcomes = pool(joblib.delayed(function)(*task) for task in tasks)
+    outcomes = pool(joblib.delayed(function)(*call) for call in calls)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):  # of a cluster
             outcomes.throw(outcome)  # joblib then stops the other calls

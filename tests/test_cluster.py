@@ -28,8 +28,12 @@ class Cluster:
         self.where = ["--scheduler-file", str(folder / "scheduler.json"), "--no-dashboard"]
         self.scheduler = self.start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")
         self.workers = [self.start_worker() for _ in range(2)]
-        until(lambda: (folder / "scheduler.json").exists())
+        until(lambda: self.written(folder / "scheduler.json"))  # the file is there before its text is
         self.address = json.loads((folder / "scheduler.json").read_text())["address"]
+
+    @staticmethod
+    def written(path):
+        return path.exists() and path.read_text().endswith("}")
 
     def start_worker(self):
         return self.start("dask_worker", "--nthreads", "1", "--no-nanny")
@@ -188,7 +192,7 @@ def test_a_scheduler_that_cannot_import_the_project_is_refused(records, tmp_path
     where = tmp_path / "scheduler.json"
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([*command, "--no-dashboard", "--scheduler-file", where], cwd=tmp_path, **silent) as process:
-        until(where.exists)
+        until(lambda: Cluster.written(where))
         monkeypatch.setenv("KADAM_CLUSTER", json.loads(where.read_text())["address"])
         refused("the scheduler cannot import this project .*lab.*; start it in this checkout: .venv/bin/dask scheduler")
         process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -47,11 +49,32 @@ def plain_log(axis: Axis, ticks: Sequence[float]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def save(figure: Figure, name: str) -> None:
-    """Write ``name``.png to the results when the runner asks for them; show the figure either way."""
+def save(figure: Figure, name: str, caption: str, alt: str, page: Any = None) -> None:
+    """Show a figure with its caption, and write ``name``.png to the results when the runner asks for them.
+
+    Args:
+        figure: is closed.
+        name: of the file.
+        caption: Markdown that can be read alone, and states the finding.
+        alt: what a reader who cannot see the figure must know; one or two sentences.
+        page: the ``lab.claims.Page`` whose first screen shows the figure, in place of this cell.
+
+    Raises:
+        ValueError: caption or alt is empty.
+    """
+    if not caption.strip() or not alt.strip():
+        raise ValueError(f"{name}: caption and alt (must not be empty)")
+    written = io.BytesIO()
+    figure.savefig(written, format="png", metadata={"Software": None})
+    plt.close(figure)
     output = os.environ.get("KADAM_OUTPUT")
     if output:
         folder = Path(output) / "figures"
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    plt.show()
+        (folder / f"{name}.png").write_bytes(written.getvalue())
+    width = round(figure.get_figwidth() * figure.get_dpi())
+    image = Image(data=written.getvalue(), format="png", width=width, alt=alt)
+    if page is None:
+        display(image, Markdown(f"*{caption}*"))
+    else:
+        page.figure = image, Markdown(f"*{caption}*")

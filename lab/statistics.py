@@ -2,11 +2,109 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Interval = tuple[float, float]
+EVERYTHING = (-np.inf, np.inf)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number, and how sure it is.
+
+    Attributes:
+        value: the number.
+        interval: the confidence interval at a level, or None where there is no chance in it.
+        n: how many ``unit`` it rests on, or None.
+        unit: what is counted, such as seeds.
+        how: by which statistic.
+        shown: the number in words where it would mislead, such as "4 of 5".
+    """
+
+    value: float
+    interval: Callable[[float], Interval] | None = None
+    n: int | None = None
+    unit: str = "seeds"
+    how: str = ""
+    shown: str = ""
+
+
+def mean(values: ArrayLike, unit: str = "seeds") -> Estimate:
+    """Mean of independent finite ``values``, shape (n,), with Student's interval. Not for shares, counts or give-ups.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    array = _finite(values)
+    return Estimate(float(array.mean()), lambda level: mean_interval(array, level)[1], len(array), unit, "mean, Student's t,")
+
+
+def median(values: ArrayLike, unit: str = "seeds") -> Estimate:
+    """Median of independent ``values``, shape (n,), some of which may be infinite: a run that diverged or gave up.
+
+    The interval lies between two of the sorted values, by the binomial distribution of how many are below the median;
+    it is unbounded where n values cannot give that level.
+
+    Raises:
+        ValueError: a value is NaN.
+    """
+    array = np.sort(np.asarray(values, dtype=float))
+    if np.isnan(array).any() or not len(array):
+        raise ValueError(f"values: {values!r} (must be numbers, at least one)")
+
+    def interval(level: float) -> Interval:
+        skipped = int(stats.binom.ppf((1 - level) / 2, len(array), 0.5))  # P(fewer than that below) ≤ (1 - level)/2
+        if skipped < 1:
+            return EVERYTHING
+        return float(array[skipped - 1]), float(array[len(array) - skipped])
+
+    middle = float(np.median(array)) if np.isfinite(array).all() else float(array[(len(array) - 1) // 2])
+    return Estimate(middle, interval, len(array), unit, "median, order statistics,")
+
+
+def share(successes: int, n: int, unit: str = "seeds") -> Estimate:
+    """A share of independent trials, in words "k of n", with the exact (Clopper-Pearson) interval.
+
+    Raises:
+        ValueError: not 0 ≤ successes ≤ n, or no trials.
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"successes: {successes!r} (must be from 0 to n = {n!r}, which must be at least 1)")
+
+    def interval(level: float) -> Interval:
+        found = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="exact")
+        return float(found.low), float(found.high)
+
+    return Estimate(successes / n, interval, n, unit, "share, exact interval,", f"{successes} of {n}")
+
+
+def ahead(differences: ArrayLike) -> Estimate:
+    """How many of several comparisons, (comparisons, seeds), are below zero in the mean.
+
+    The interval goes from those certainly below to those possibly below, by intervals that hold for all comparisons
+    together (``simultaneous_intervals``).
+    """
+    array = np.asarray(differences, dtype=float)
+
+    def interval(level: float) -> Interval:
+        _, found = simultaneous_intervals(array, level)
+        return float((found[:, 1] < 0).sum()), float((found[:, 0] < 0).sum())
+
+    count = int((array.mean(axis=1) < 0).sum())
+    return Estimate(float(count), interval, array.shape[1], "seeds", "those surely ahead to those possibly ahead,",
+                    f"{count} of {len(array)}")  # fmt: skip
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
+        raise ValueError(f"values: {values!r} (must be finite numbers, at least one)")
+    return array
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, Interval]:

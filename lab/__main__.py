@@ -66,6 +66,8 @@ def main() -> int:
         if given.command == "run":
             pages.run(given.page, given.profile, {name: literal(name, value) for name, value in given.p})
         elif given.command == "execute":
+            pages.from_records(given.page, pages.RECORDED)
+            report.write_results(pages.RECORDED)  # the page says where the two verdicts differ
             pages.execute_in_place(given.page)
         elif given.command == "publish":
             print(f"{given.page}: {pages.publish(given.page, given.partial)} records in results/records/{given.page}/")

@@ -24,6 +24,7 @@ Theorems, parities and controls must come out; an experiment may fail, and its f
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import re
@@ -34,6 +35,7 @@ from typing import Any
 
 from IPython.display import Markdown, display, update_display
 
+from lab import sweep
 from lab.display import Table
 from lab.files import write_json
 from lab.statistics import Estimate, Interval
@@ -202,7 +204,7 @@ def accepts(text: str) -> tuple[float | None, float | None]:
         (f"{number}…{number}", lambda a, b: (a, b)),
     ):
         if found := re.fullmatch(pattern, text.strip()):
-            return make(*map(float, found.groups()))  # type: ignore[no-any-return]
+            return make(*map(float, found.groups()))
     raise ValueError(f"accept: {text!r} (must be '≥ a', '≤ b', '= a', 'p ± h' or 'a … b')")
 
 
@@ -282,11 +284,14 @@ class Page:
             values: what stands for the names in braces in the table, computed by the page.
 
         Raises:
-            ClaimError: predicted twice; no table; a line of it is against the rules; a claim presupposes one that does
-                not stand above it.
+            ClaimError: predicted twice, or after a sweep; no table; a line of it is against the rules; a claim
+                presupposes one that does not stand above it.
         """
         if self.claims:
             raise ClaimError(f"{self.name}: predicted twice")
+        asked = Path(os.environ.get("KADAM_OUTPUT", "")) / sweep.USED
+        if os.environ.get("KADAM_OUTPUT") and asked.is_file():
+            raise ClaimError(f"{self.name}: predicted after an experiment (a sweep has run already)")
         for row in read(Path("claims") / f"{self.name}.csv"):
             if any((row["name"] or "").startswith(start) for start in without):
                 continue
@@ -334,14 +339,7 @@ class Page:
 
     def filled(self, text: str) -> str:
         """``text`` with the numbers of ``say`` put in."""
-
-        def value(found: re.Match[str]) -> str:
-            claim = self.claims.get(found["name"])
-            if claim is None or claim.verdict is None:
-                raise ClaimError(f"{found['name']}: is no judged claim of this page, and stands in a text")
-            return {"verdict": f"*{claim.verdict}*", "value": f"{claim.measured:.3g}"}.get(found["what"] or "", brief(claim))
-
-        return re.sub(r"\{(?P<name>[\w.-]*?\w[\w-]*?)(?:\.(?P<what>verdict|value))?\}", value, text)
+        return filled(text, self.claims)
 
     def verdicts(self) -> None:
         """Show every verdict with its numbers here, and the answer, its figure and the verdicts on the first screen.
@@ -355,19 +353,37 @@ class Page:
         judged = list(self.claims.values())
         if self._answer:
             if self.figure is None:
-                raise ClaimError(f"{self.name}: the first screen has no figure (figures.save(..., page=page) gives it one)")
-            for part, shown in zip(FIRST, (Markdown(self.filled(self._answer)), *self.figure, summary(judged)), strict=True):
-                update_display(shown, display_id=self._id(part))
-        display(details(judged))
+                raise ClaimError(f"{self.name}: no figure for the first screen (figures.save(…, page=page) gives one)")
+            contents = (Markdown(self.filled(self._answer)), *self.figure, summary(judged))
+            for part, content in zip(FIRST, contents, strict=True):
+                update_display(content, display_id=self._id(part))
+        display(details(judged, recorded(self.name)))
 
     def _id(self, part: str) -> str:
         return f"{self.name}-{part}"
 
 
+def filled(text: str, known: Mapping[str, Claim]) -> str:
+    """``text`` with ``{name}``, ``{name.value}`` and ``{name.verdict}`` put in for the claims in ``known``.
+
+    Raises:
+        ClaimError: a name is no claim's, or its claim is not judged.
+    """
+
+    def put_in(found: re.Match[str]) -> str:
+        claim = known.get(found["name"])
+        if claim is None or claim.verdict is None:
+            raise ClaimError(f"{found['name']}: is no judged claim, and stands in a text")
+        words = {"verdict": f"*{claim.verdict}*", "value": f"{claim.measured:.3g}"}
+        return words.get(found["what"], brief(claim))
+
+    return re.sub(r"\{(?P<name>[\w:-]*\w)(?:\.(?P<what>verdict|value))?\}", put_in, text)
+
+
 def predictions(claims: Iterable[Claim]) -> Table:
     """What is claimed, by whom, and which values will count as success."""
     rows = [
-        (claim.name, claim.statement, _whose(claim), claim.kind, KNOWN[claim.known], accepted(claim)) for claim in claims
+        (claim.name, claim.statement, whose(claim), claim.kind, KNOWN[claim.known], accepted(claim)) for claim in claims
     ]
     return Table(("name", "claim", "whose", "kind", "limits set", "accepted"), rows)
 
@@ -376,7 +392,7 @@ def summary(claims: Iterable[Claim]) -> Table:
     """The verdicts a reader wants first: the experiments and measurements; how many of the rest came out as a note."""
     everything = list(claims)
     first = [claim for claim in everything if not claim.must_hold and claim.kind != "illustration"]
-    rows = [(claim.statement, _whose(claim), shown(claim), said(claim)) for claim in (*first, *_broken(everything))]
+    rows = [(claim.statement, whose(claim), shown(claim), said(claim)) for claim in (*first, *_broken(everything))]
     kinds = {kind: [c for c in everything if c.kind == kind] for kind in ("theorem", "parity", "control")}
     words = {"theorem": "theorems checked", "parity": "pairs of implementations that agree",
              "control": "controls that fail, as they must"}  # fmt: skip
@@ -388,22 +404,42 @@ def _broken(claims: Iterable[Claim]) -> list[Claim]:
     return [claim for claim in claims if claim.broken]
 
 
-def details(claims: Iterable[Claim]) -> Table:
+def recorded(page: str) -> dict[str, str]:
+    """The published verdicts of the shorter profile ``standard``, by claim."""
+    path = Path("..") / "results" / "recorded" / "claims.json"
+    pages = json.loads(path.read_text()) if path.is_file() else {}
+    return {claim["name"]: claim["verdict"] for claim in pages.get(page, {"claims": []})["claims"]}
+
+
+def differing(claims: Iterable[Claim], shorter: Mapping[str, str]) -> str:
+    """A sentence on the claims whose verdict is another in the shorter profile."""
+    other = [
+        f"{claim.name} ({shorter[claim.name]}, here {claim.verdict})"
+        for claim in claims
+        if claim.name in shorter and shorter[claim.name] != claim.verdict
+    ]
+    return f"With fewer seeds, steps and points (`standard`) another verdict: {'; '.join(other)}." if other else ""
+
+
+def details(claims: Sequence[Claim], shorter: Mapping[str, str] = {}) -> Table:
     """Every claim with its numbers, rounded where another machine must print the same."""
     rows = [
-        (claim.name, claim.kind, accepted(claim), shown(claim), _how(claim), said(claim), claim.corrected_verdict or "–")
+        (claim.name, claim.kind, accepted(claim), shown(claim), how(claim), said(claim), claim.corrected_verdict or "–")
         for claim in claims
     ]
     note = "*All experiments together*: the verdict when 95 % is to hold for all experiments of the page at once."
+    note = " ".join(filter(None, (note, differing(claims, shorter))))
     header = ("name", "kind", "accepted", "measured [95 %]", "from", "verdict", "all experiments together")
     return Table(header, rows, note=note)
 
 
-def _how(claim: Claim) -> str:
+def how(claim: Claim) -> str:
+    """By which statistic, and of how many."""
     return " ".join(part for part in (claim.how, f"of {claim.n} {claim.unit}" if claim.n else "") if part) or "–"
 
 
-def _whose(claim: Claim) -> str:
+def whose(claim: Claim) -> str:
+    """Whose claim it is, and what it rests on."""
     return WHOSE[claim.whose] + (f"; rests on {claim.rests_on}" if claim.rests_on else "")
 
 
@@ -426,12 +462,14 @@ def accepted(claim: Claim) -> str:
     low, high = claim.accept
     if low is None and high is None:
         return "–"
-    if low is not None and high is not None and claim.predicted is not None and math.isclose(claim.predicted, (low + high) / 2, abs_tol=1e-12):
-        return f"{claim.predicted:g} ± {(high - low) / 2:.4g}" if high > low else f"= {low:g}"
     if low is None:
         return f"≤ {high:.10g}"
     if high is None:
         return f"≥ {low:.10g}"
+    if low == high:
+        return f"= {low:g}"
+    if claim.predicted is not None and math.isclose(claim.predicted, (low + high) / 2, abs_tol=1e-12):
+        return f"{claim.predicted:g} ± {(high - low) / 2:.4g}"
     return f"{low:g} … {high:g}"
 
 

@@ -1,4 +1,7 @@
-"""What a reproduction gave, beside what is published: claim by claim, and record by record."""
+"""What a reproduction gave, beside what is published: claim by claim, and record by record.
+
+A reproduction of ``standard`` is compared with what that profile gives from the published records.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +59,13 @@ def compare(profile: str, asked: Iterable[str] | None = None) -> tuple[str, bool
 
     Something does if a claim that must hold does not, or if a verdict differs although page and runs are the same.
     """
-    published, mine = report.recorded_claims("full"), report.recorded_claims(profile)
+    theirs_of = pages.RECORDED if profile == "standard" else "full"
+    published, mine = report.recorded_claims(theirs_of), report.recorded_claims(profile)
     lines, fine = ["# Published, and yours\n"], True
     same = total = 0
     for page in asked or pages.names():
         if page not in mine or page not in published:
-            where = "here" if page not in mine else "in results/claims.json"
+            where = "here" if page not in mine else f"in {pages.results_of(theirs_of).name}/claims.json"
             lines.append(f"## {page}\n\nNot compared: it has no finished claims {where}.\n")
             fine = fine and page not in published
             continue
@@ -100,8 +104,8 @@ def reason(mine: Claim, other: Claim, differing: list[str], runs: Shared) -> str
     if not differing and runs.same:
         return f"{said}, from the same runs and the same page: something is wrong."
     causes = []
-    if (mine.seeds or 0) != (other.seeds or 0):
-        causes.append(f"yours rests on {mine.seeds or 0} seeds or points, the published one on {other.seeds or 0}")
+    if mine.n != other.n:
+        causes.append(f"yours rests on {mine.n or 0} {mine.unit}, the published one on {other.n or 0}")
     if mine.interval and other.interval:
         wide, wide_there = mine.interval[1] - mine.interval[0], other.interval[1] - other.interval[0]
         if wide > 1.1 * wide_there:

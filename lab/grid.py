@@ -58,9 +58,10 @@ def _padded(name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
     if len(shapes) == 1:
         return np.stack(arrays)
     if len({len(shape) for shape in shapes}) > 1 or any(array.dtype.kind not in "iuf" for array in arrays):
-        raise ValueError(f"{name}: runs return shapes {sorted(shapes)} (must be alike, or numbers of different lengths)")
+        raise ValueError(f"{name}: shapes {sorted(shapes)} (must be alike, or numbers of different lengths)")
     largest = np.max([array.shape for array in arrays], axis=0)
     stacked = np.full((len(arrays), *largest), np.nan)
     for index, array in enumerate(arrays):
-        stacked[(index, *map(slice, array.shape))] = array
+        where: tuple[Any, ...] = (index, *(slice(size) for size in array.shape))
+        stacked[where] = array
     return stacked

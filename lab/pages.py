@@ -1,7 +1,8 @@
 """The notebooks as pages: what they are, which parameters they take, how they are run, kept and checked.
 
 A committed notebook holds the parameters of the profile ``full`` and the outputs that follow from the published records
-(``make pages``). The other profiles change parameters (``notebooks/parameters/``) and compute from nothing.
+(``make pages``). The other profiles change parameters (``notebooks/parameters/``) and compute from nothing. What
+``standard`` gives is published too, as ``recorded``: its parameters, from the published records.
 
 A page is run into a folder of its own, which takes its final name only when everything went well. Its record names
 what it was computed from, so a finished page is not run again unless its cells, its parameters, the code that they use
@@ -32,6 +33,7 @@ from lab.claims import BROKEN
 from lab.files import CACHE, NOTEBOOKS, RESULTS, locked, write_json
 
 PROFILES = ("smoke", "standard", "full")
+RECORDED = "recorded"  # what ``standard`` gives from the published records
 IGNORE = "# NBVAL_IGNORE_OUTPUT"  # a line of its own, or nbval overlooks it: the machine or the clock decides
 LOOKS = ("lab.figures", "lab.display", "lab.sweep", "lab.progress")  # modules that change no number of a page
 STRIPPED = ("metadata.papermill", "cell.metadata.papermill", "cell.metadata.execution",
@@ -71,6 +73,7 @@ def parameters_of(page: str, profile: str) -> dict[str, Any]:
     defaults = default_parameters(NOTEBOOKS / f"{page}.ipynb")
     if profile == "full":
         return defaults
+    profile = "standard" if profile == RECORDED else profile
     file = NOTEBOOKS / "parameters" / f"{profile}.yaml"
     values = yaml.safe_load(file.read_text()) or {}
     unknown = set(values) - set(names())
@@ -126,7 +129,7 @@ def _is_literal(node: ast.expr) -> bool:
 
 
 def key_of(page: str, parameters: dict[str, Any]) -> str:
-    """What a page's numbers depend on besides its runs: its code cells, its parameters, what they use, versions."""
+    """What a page's numbers depend on besides its runs: code cells, parameters, what they use, claims, versions."""
     cells = [cell for cell in read(NOTEBOOKS / f"{page}.ipynb").cells if cell.cell_type == "code"]
     code = [cell.source for cell in cells if "parameters" not in cell.metadata.get("tags", [])]
     source = "\n".join(line for text in code for line in text.split("\n") if not line.startswith("%"))
@@ -136,8 +139,10 @@ def key_of(page: str, parameters: dict[str, Any]) -> str:
     # the closure knows no order, which a page depends on
     order = [fingerprint.here().of_source(ast.unparse(part)).fingerprint for part in ast.parse(source).body]
     versions = provenance.versions(closure.packages & {"scipy", "sympy"})
+    table = NOTEBOOKS / "claims" / f"{page}.csv"
+    claimed = table.read_text(encoding="utf-8") if table.is_file() else ""
     return provenance.digest(
-        {"code": closure.fingerprint, "order": order, "parameters": parameters, "versions": versions}
+        {"code": closure.fingerprint, "order": order, "parameters": parameters, "claims": claimed, "versions": versions}
     )
 
 
@@ -291,17 +296,26 @@ def normalise(path: Path) -> None:
     )
 
 
+def from_records(page: str, profile: str) -> Path:
+    """Run a page anew from the published records alone; returns the folder in which it then lies.
+
+    Raises:
+        PageError: a record is missing or no longer stands; the page failed.
+    """
+    os.environ["KADAM_CACHE"], os.environ["KADAM_RECORDS"] = "off", "only"
+    shutil.rmtree(kept(page, profile), ignore_errors=True)  # also where nothing changed: this is what is to be shown
+    run(page, profile)
+    return kept(page, profile)
+
+
 def execute_in_place(page: str) -> None:
     """Execute a committed notebook from the published records alone; keep its outputs, normalised, and its claims.
 
     Raises:
         PageError: a record is missing or no longer stands; the page failed.
     """
-    path, folder = _source(page), kept(page, "full")
-    os.environ["KADAM_CACHE"], os.environ["KADAM_RECORDS"] = "off", "only"
-    shutil.rmtree(folder, ignore_errors=True)  # also where nothing changed: this is what is to be shown
-    run(page, "full")
-    executed = folder / "executed.ipynb"
+    path = _source(page)
+    executed = from_records(page, "full") / "executed.ipynb"
     CACHE.mkdir(exist_ok=True)
     temporary = CACHE / f"{page}.ipynb"
     shutil.copyfile(executed, temporary)
@@ -320,8 +334,9 @@ def publish(page: str, partial: bool = False) -> int:
     folder = kept(page, "full")
     os.environ["KADAM_RECORDS"] = "use"
     if not partial:
+        run(page, RECORDED)
         run(page, "full")
-        entries = used_runs(folder)
+        entries = [*used_runs(kept(page, RECORDED)), *used_runs(folder)]
     else:
         running = [folder.parent / f".{page}.partial", folder.parent / f"{page}.failed", folder]
         asked_in = next((place / sweep.USED for place in running if (place / sweep.USED).is_file()), None)
@@ -355,7 +370,8 @@ def _switches_nbval(text: str) -> bool:
 
 def faults(path: Path) -> list[str]:
     """What is wrong with a committed notebook as nbval would let it pass: nothing, when the list is empty."""
-    code = [cell for cell in read(path).cells if cell.cell_type == "code"]
+    cells = read(path).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
     found = []
     verdicts = [cell for cell in code if "page.verdicts()" in cell.source]
     if not any(cell.outputs for cell in verdicts):
@@ -373,16 +389,47 @@ def faults(path: Path) -> list[str]:
         found.append("not executed from top to bottom in one go")
     if any(output.output_type == "error" for cell in code for output in cell.outputs):
         found.append("an error is stored in the outputs")
-    if any(word in output.get("text", "") for cell in verdicts for output in cell.outputs for word in BROKEN):
+    if any(word in json.dumps(output) for cell in verdicts for output in cell.outputs for word in BROKEN):
         found.append("a claim that must hold does not")
-    if any("#" in cell.source.split("\n") for cell in read(path).cells if cell.cell_type == "markdown"):
+    if any("#" in cell.source.split("\n") for cell in cells if cell.cell_type == "markdown"):
         found.append("prose stands behind comment signs")
-    predicting = [number for number, cell in enumerate(code) if "page.predict(" in cell.source]
-    sweeping = [number for number, cell in enumerate(code) if "sweep(" in cell.source]
-    if predicting and sweeping and max(predicting) >= min(sweeping):
-        found.append("a claim is predicted in or after the cell of the experiment")
+    images = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
+    if any(not image.metadata.get("image/png", {}).get("alt") for image in images):
+        found.append("a figure has no alt text (figures.save gives it one)")
     try:
         default_parameters(path)
     except PageError as error:
         found.append(str(error))
     return [f"{path.name}: {fault}" for fault in found]
+
+
+CELL_LINES, PAGE_LINES, LINE, LIMITS_WORDS, PROSE_WORDS = 15, 250, 120, 300, 3500
+SECTIONS = ("What is claimed", "Derivation", "Predictions, before the experiment", "Controls", "Verdicts", "Limits")
+
+
+def shape_faults(path: Path) -> list[str]:
+    """Where a page departs from the shape that ``docs/pages.md`` gives it: nothing, when the list is empty."""
+    cells = read(path).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    found = [f"a code cell has {n} lines" for n in map(_lines, code) if n > CELL_LINES]
+    if sum(map(_lines, code)) > PAGE_LINES:
+        found.append(f"{sum(map(_lines, code))} lines of code (at most {PAGE_LINES})")
+    if any(len(line) > LINE for text in code for line in text.split("\n")):
+        found.append(f"a line of code is longer than {LINE}")
+    headings = [line[3:].strip() for text in prose for line in text.split("\n") if line.startswith("## ")]
+    if [heading for heading in headings if heading in SECTIONS] != list(SECTIONS):
+        found.append(f"sections {headings} (must be {', '.join(SECTIONS)}, with the questions before Controls)")
+    words = sum(len(text.split()) for text in prose)
+    if words > PROSE_WORDS:
+        found.append(f"{words} words of prose (at most {PROSE_WORDS}: twenty minutes)")
+    limits = "\n".join(prose).partition("## Limits")[2]
+    if len(limits.split()) > LIMITS_WORDS:
+        found.append(f"{len(limits.split())} words on its limits (at most {LIMITS_WORDS})")
+    if not any("page.answer(" in text for text in code[:3]):
+        found.append("the first screen has no answer (page.answer among the first cells)")
+    return [f"{path.name}: {fault}" for fault in found]
+
+
+def _lines(source: str) -> int:
+    return len([line for line in source.split("\n") if line.strip()])

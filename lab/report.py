@@ -1,8 +1,10 @@
-"""The verdict table: from the finished pages into results/ and the README."""
+"""What the finished pages claim: into results/ and the README."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ from lab import claims, pages
 from lab.claims import Claim
 from lab.files import ROOT, write, write_json
 
-START, END = "<!-- verdicts: written by `make pages` -->", "<!-- end of verdicts -->"
+PAPER = "paper.csv"  # in notebooks/claims/: the paper's own claims, and which of ours test them
 
 
 def collect(profile: str) -> dict[str, Any]:
-    """The claims of all pages by name: of those in ``results/<profile>/pages``, else as last recorded.
+    """The claims of all pages by name: of those in the profile's ``pages/``, else as last recorded.
 
     What is recorded stays also where it is up to date and the folder is not, as after a merge. A page whose notebook
     is gone is dropped.
@@ -41,21 +43,42 @@ def recorded_claims(profile: str) -> dict[str, Any]:
 
 
 def claims_of(entry: dict[str, Any]) -> list[Claim]:
+    pairs = ("accept", "interval", "corrected")
     return [
-        Claim(**{**claim, "accept": tuple(claim["accept"]), "interval": claim["interval"] and tuple(claim["interval"])})
-        for claim in entry["claims"]
+        Claim(**{**claim, **{name: claim[name] and tuple(claim[name]) for name in pairs}}) for claim in entry["claims"]
     ]
 
 
 def report(profile: str, asked: Iterable[str] | None = None) -> bool:
-    """Write claims.json, CLAIMS.md, figures/ and tables/ of a profile (of ``full``, the README's table); print the
-    verdicts.
+    """Write what a profile's pages claim (``write_results``) and print the verdicts.
 
     Returns whether every claim that must hold does, and every page ``asked`` for (all of them, if None) is up to date.
+    """
+    gathered = write_results(profile)
+    everything = [claim for entry in gathered.values() for claim in claims_of(entry)]
+    print("\n".join(f"{claim.name:<26} {claims.measured(claim):<36} {claim.verdict}" for claim in everything))
+    broken = [claim.name for claim in everything if claim.broken]
+    if broken:
+        print(f"MUST HOLD, AND DOES NOT: {', '.join(broken)}")
+    old = [page for page in asked or pages.names() if not is_current(page, profile, gathered)]
+    if old:
+        print(f"OUT OF DATE (failed, or not run since a change): {', '.join(old)}")
+    where = pages.results_of(profile).relative_to(ROOT)
+    print(f"{len(everything)} claims of {len(gathered)} pages, written to {where}/")
+    return not broken and not old
+
+
+def write_results(profile: str) -> dict[str, Any]:
+    """Write claims.json, CLAIMS.md, figures/ and tables/ of a profile, and of ``full`` the README's blocks.
+
+    Of ``recorded``, only claims.json: it is the shorter profile, kept to compare verdicts. Returns what ``collect``
+    gives.
     """
     gathered = collect(profile)
     folder = pages.results_of(profile)
     write_json(folder / "claims.json", gathered)
+    if profile == pages.RECORDED:
+        return gathered
     write(folder / "CLAIMS.md", markdown(gathered, profile))
     for page, entry in gathered.items():
         kept = pages.kept(page, profile)
@@ -70,16 +93,7 @@ def report(profile: str, asked: Iterable[str] | None = None) -> bool:
             path.unlink()
     if profile == "full":
         update_readme(ROOT / "README.md", gathered)
-    everything = [claim for entry in gathered.values() for claim in claims_of(entry)]
-    print("\n".join(f"{claim.name:<26} {claims.measured(claim):<36} {claim.verdict}" for claim in everything))
-    broken = [claim.name for claim in everything if claim.broken]
-    if broken:
-        print(f"MUST HOLD, AND DOES NOT: {', '.join(broken)}")
-    old = [page for page in asked or pages.names() if not is_current(page, profile, gathered)]
-    if old:
-        print(f"OUT OF DATE (failed, or not run since a change): {', '.join(old)}")
-    print(f"{len(everything)} claims of {len(gathered)} pages, written to {folder.relative_to(ROOT)}/")
-    return not broken and not old
+    return gathered
 
 
 def is_current(page: str, profile: str, gathered: dict[str, Any]) -> bool:
@@ -91,25 +105,51 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
     """CLAIMS.md: every claim with prediction, measurement and verdict, and the provenance of every page."""
     parts = [
         f"# Claims and verdicts, profile `{profile}`\n",
-        f"{_made_by(profile)}; do not edit. Intervals are 95 %.\n",
+        f"{_made_by(profile)}; do not edit. Intervals are 95 %. *All together*: the verdict when 95 % is to hold for "
+        "all experiments of a page at once. *Limits set*: when the accepted values were fixed.\n",
+        f"{counts(gathered)}\n",
     ]
-    header = ("claim", "source", "kind", "predicted", "accepted", "measured", "seeds or points", "verdict")
+    header = ("claim", "whose", "kind", "limits set", "predicted", "accepted", "measured", "from", "verdict",
+              "all together")  # fmt: skip
+    recorded = recorded_claims(pages.RECORDED) if profile == "full" else {}
     for page, entry in gathered.items():
+        judged = claims_of(entry)
         rows = [
-            (f"**{claim.name}**: {claim.statement}", claim.source, claim.kind, _or_dash(claim.predicted),
-             claims.accepted(claim), claims.measured(claim), _or_dash(claim.seeds), claim.verdict)
-            for claim in claims_of(entry)
+            (f"**{claim.name}**: {claim.statement}", f"{claims.whose(claim)} ({claim.source})", claim.kind,
+             claims.KNOWN[claim.known], _or_dash(claim.predicted), claims.accepted(claim), claims.measured(claim),
+             claims.how(claim), claims.said(claim), claim.corrected_verdict or "–")
+            for claim in judged
         ]  # fmt: skip
         origin = entry["provenance"]
         parameters = ", ".join(f"{name} = {value}" for name, value in origin["parameters"].items())
         up = "../" if profile == "full" else "../../"
+        shorter = {claim.name: claim.verdict or "" for claim in claims_of(recorded.get(page, {"claims": []}))}
+        other = claims.differing(judged, shorter)
         parts += [
             f"## [{page}]({up}notebooks/{page}.ipynb)\n",
             table(header, rows) + "\n",
+            *([other + "\n"] if other else []),
             f"Parameters: {parameters}.\n",
             f"{_runs(origin)}.\n",
         ]
     return "\n".join(parts)
+
+
+def counts(gathered: dict[str, Any]) -> str:
+    """A sentence: how many claims of each kind there are, and what came of them."""
+    everything = [claim for entry in gathered.values() for claim in claims_of(entry)]
+    parts = []
+    owners = {"paper": "Of the paper's claims", "harder": "Under harder tests of ours", "ours": "Of our own"}
+    for whose, words in owners.items():
+        tested = [claim for claim in everything if claim.whose == whose and claim.kind in ("experiment", "measurement")]
+        found = Counter(claim.verdict or "" for claim in tested)
+        said = ", ".join(f"{number} {verdict}" for verdict, number in found.most_common())
+        parts += [f"{words}, {len(tested)}: {said}."] if tested else []
+    kinds = Counter(claim.kind for claim in everything if claim.has_held)
+    parts.append(f"Theorems checked: {kinds['theorem']}, pairs of implementations that agree: {kinds['parity']}, "
+                 f"controls that fail, as they must: {kinds['control']}.")  # fmt: skip
+    later = [claim.name for claim in everything if claim.known == "post hoc"]
+    return " ".join([*parts, *([f"Formed after the runs, and no predictions: {', '.join(later)}."] if later else [])])
 
 
 def _made_by(profile: str) -> str:
@@ -131,42 +171,63 @@ def _runs(origin: dict[str, Any]) -> str:
 
 
 def printed(executed: Path) -> str:
-    """All that an executed notebook printed, each piece under the last heading before it."""
+    """The text of all that an executed notebook shows, each piece under the last heading before it."""
     parts, heading = [], ""
     for cell in pages.read(executed).cells:
         if cell.cell_type == "markdown":
             heading = next((line for line in reversed(cell.source.splitlines()) if line.startswith("#")), heading)
         else:
-            text = "".join(output.text for output in cell.outputs if output.get("name") == "stdout").strip("\n")
+            text = "\n".join(filter(None, map(_text, cell.outputs)))
             parts += [f"{heading}\n\n{text}\n"] if text else []
     return "\n".join(parts)
 
 
-def readme_table(gathered: dict[str, Any]) -> str:
-    """The README's table: the paper's claims, and of ours, so marked, what did not come out; of the rest, how many."""
-    everything = [(page, claim) for page, entry in gathered.items() for claim in claims_of(entry)]
-    rows = [
-        (f"[{page[:2]}](notebooks/{page}.ipynb)", f"{'*ours:* ' * _is_ours(claim)}{claim.statement}",
-         _or_dash(claim.predicted), claims.measured(claim), claim.verdict)
-        for page, claim in everything
-        if claim.broken or (claim.kind == "replication" and not _ours_and_held(claim))
-    ]  # fmt: skip
-    held = sum(_ours_and_held(claim) for _, claim in everything)
-    kinds = [claim.kind for _, claim in everything if not claim.broken]
-    rest = (
-        f"Not from the paper, and came out as predicted: {held}. Theorems checked: {kinds.count('theorem')}, pairs of "
-        f"implementations that must agree: {kinds.count('parity')}, negative controls that fail, as they must: "
-        f"{kinds.count('control')}."
-    )
-    return table(("page", "claim", "predicted", "measured [95 % interval]", "verdict"), rows) + f"\n\n{rest}"
+def _text(output: Any) -> str:
+    data = output.get("data", {})
+    if "text/markdown" in data:
+        return str(data["text/markdown"])
+    if "text/html" in data and "<table" in data["text/html"]:
+        return str(data["text/plain"])
+    return str(output.text).strip("\n") if output.get("name") == "stdout" else ""
 
 
-def _is_ours(claim: Claim) -> bool:
-    return not claim.source.startswith("paper")
+def readme_table(gathered: dict[str, Any], folder: Path) -> str:
+    """The paper's own claims, a row for each: its setting, ours, what came of it, and of harder tests."""
+    known = {(page[:2], claim.name): claim for page, entry in gathered.items() for claim in claims_of(entry)}
+    rows = []
+    for row in _lines(folder / PAPER):
+        names = [tuple(word.split(":")) for word in row["claims"].split()]
+        tested = [known[name] for name in names if name in known]
+        links = ", ".join(f"[{page[:2]}](notebooks/{page}.ipynb)" for page in gathered if page[:2] in row["claims"])
+        own, harder = ([claim for claim in tested if claim.whose == whose] for whose in ("paper", "harder"))
+        rows.append((links, row["claim"], row["paper"], row["ours"], verdicts_of(own), verdicts_of(harder)))
+    header = ("page", "the paper's claim", "there", "here", "verdict", "under harder tests")
+    return f"{table(header, rows)}\n\n{counts(gathered)}"
 
 
-def _ours_and_held(claim: Claim) -> bool:
-    return claim.kind == "replication" and claim.verdict in claims.HELD and _is_ours(claim)
+def _lines(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def verdicts_of(tested: Sequence[Claim]) -> str:
+    """The verdicts of a few claims in a few words."""
+    found = Counter(claim.verdict or "" for claim in tested)
+    if len(found) == 1 or not tested:
+        return next(iter(found), "–")
+    return ", ".join(f"{number} {verdict}" for verdict, number in found.most_common())
+
+
+def findings(gathered: dict[str, Any], path: Path) -> str:
+    """The README's findings, from a text in which ``{02:rate}`` stands for a claim's measured value.
+
+    Raises:
+        ClaimError: a name is no claim's.
+    """
+    known = {f"{page[:2]}:{claim.name}": claim for page, entry in gathered.items() for claim in claims_of(entry)}
+    return claims.filled(path.read_text(encoding="utf-8").strip(), known) if path.is_file() else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:
@@ -174,18 +235,27 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def marks(block: str) -> tuple[str, str]:
+    """The lines between which the README holds a block."""
+    return f"<!-- {block}: written by `make pages` -->", f"<!-- end of {block} -->"
+
+
 def update_readme(path: Path, gathered: dict[str, Any]) -> None:
-    """Replace what stands between the README's two marks by the table.
+    """Write anew what stands between the README's marks.
 
     Raises:
         ValueError: the marks are not there, once each and in order.
     """
-    text = path.read_text()
-    before, found, rest = text.partition(START)
-    _, found_end, after = rest.partition(END)
-    if not (found and found_end):
-        raise ValueError(f"{path.name}: must hold the lines {START} and {END}")
-    write(path, f"{before}{START}\n{readme_table(gathered)}\n{END}{after}")
+    folder, text = path.parent / "notebooks" / "claims", path.read_text(encoding="utf-8")
+    blocks = {"findings": findings(gathered, folder / "findings.md"), "verdicts": readme_table(gathered, folder)}
+    for block, written in blocks.items():
+        start, end = marks(block)
+        before, found, rest = text.partition(start)
+        _, found_end, after = rest.partition(end)
+        if not (found and found_end):
+            raise ValueError(f"{path.name}: must hold the lines {start} and {end}")
+        text = f"{before}{start}\n{written}\n{end}{after}"
+    write(path, text)
 
 
 def _or_dash(value: float | None) -> str:

@@ -41,7 +41,8 @@ def mean(values: ArrayLike, unit: str = "seeds") -> Estimate:
         ValueError: a value is not finite.
     """
     array = _finite(values)
-    return Estimate(float(array.mean()), lambda level: mean_interval(array, level)[1], len(array), unit, "mean, Student's t,")
+    value = float(array.mean())
+    return Estimate(value, lambda level: mean_interval(array, level)[1], len(array), unit, "mean, Student's t,")
 
 
 def median(values: ArrayLike, unit: str = "seeds") -> Estimate:

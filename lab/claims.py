@@ -146,7 +146,8 @@ class Claim:
                 raise ClaimError(f"{self.name}: measured {measured!r} lies outside its interval {found!r}")
         known = replace(self, measured=measured, interval=interval, corrected=corrected, n=estimate.n,
                         unit=estimate.unit, how=estimate.how, shown=estimate.shown)  # fmt: skip
-        if self.kind == "experiment" and presupposed is not None and not presupposed.has_held:
+        enough = (estimate.n or 0) >= self.min_seeds
+        if self.kind == "experiment" and enough and presupposed is not None and not presupposed.has_held:
             remark = f"presupposes {presupposed.name}, which is {presupposed.verdict}"
             return replace(known, verdict="not decidable", corrected_verdict="not decidable", remark=remark)
         verdict = self._verdict(interval or (measured, measured), estimate.n)

@@ -1,10 +1,11 @@
 import contextlib
+import csv
 
 import nbformat
 import pytest
 import torch
 
-from lab import files, pages, records
+from lab import claims, files, pages, records
 
 
 @contextlib.contextmanager
@@ -21,7 +22,18 @@ with interpreted(), contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
 SETUP = f"import sys\nsys.path.insert(0, {str(files.ROOT)!r})\nfrom lab.claims import Page\npage = Page('tiny')"
-PREDICT = "page.predict('c', 'x is one', source='test', kind='theorem', predicted=1.0, accept=(0.5, 1.5))"
+CLAIM = {"name": "c", "whose": "paper", "kind": "theorem", "known": "prior", "statement": "x is one",
+         "source": "test", "predicted": "1.0", "accept": "0.5 … 1.5"}  # fmt: skip
+
+
+def write_claims(folder, *rows, name="tiny"):
+    """A page's table of claims, each ``CLAIM`` but for what a row says."""
+    path = folder / "claims" / f"{name}.csv"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, claims.COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows({**CLAIM, **row} for row in rows or [{}])
 
 
 def write_page(
@@ -30,9 +42,11 @@ def write_page(
     parameters="x = 1.0\ncount = 2\nrates = [0.1, 0.2]",
     last="page.judge('c', x)",
     tags=("parameters",),
+    rows=({},),
 ):
     """A small notebook with all that a page needs."""
-    code = [parameters, SETUP, PREDICT, last, "page.verdicts()"]
+    code = [parameters, SETUP.replace("'tiny'", repr(name)), "page.predict()", last, "page.verdicts()"]
+    write_claims(folder, *rows, name=name)
     cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(code)]
     cells[0].metadata["tags"] = list(tags)
     notebook = nbformat.v4.new_notebook(cells=cells)
@@ -87,5 +101,6 @@ def swept(house):
         "runs = [dict(lrs=[lr], **common) for lr in (0.1, 0.2)]\n"
         "found = sweep(quadratic_map, runs, 'map')\nprint(sorted(found[0]))\npage.judge('c', x)",
     )
-    (house / "notebooks" / "parameters" / "standard.yaml").write_text("tiny:\n  steps: 6\n")
+    for profile, steps in (("standard", 6), ("smoke", 4)):
+        (house / "notebooks" / "parameters" / f"{profile}.yaml").write_text(f"tiny:\n  steps: {steps}\n")
     return house

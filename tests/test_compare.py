@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import CLAIM
 
 from lab import compare, experiments, files, pages, records, sweep
-from lab.claims import Claim
+from lab.claims import claim_of
 from lab.compare import Shared, difference, reason
+from lab.statistics import Estimate
 
-BASE = Claim("c", "x is one", "paper", "replication", 1.0, (0.5, 1.5), "reproduced", 3, 3)
-PUBLISHED = BASE.judged(1.0, (0.9, 1.1), 5)
-OTHER = BASE.judged(1.4, (1.2, 1.6), 3)
+BASE = claim_of({**CLAIM, "kind": "experiment", "held": "reproduced"})
+PUBLISHED = BASE.judged(Estimate(1.0, lambda level: (0.9, 1.1), 5))
+OTHER = BASE.judged(Estimate(1.4, lambda level: (1.2, 1.6), 3))
 MANY = ["seeds = 3 for 5"]
 SAME, ROUNDED = Shared(4, 4, 4), Shared(4, 4, 3)
 
@@ -21,14 +23,14 @@ SAME, ROUNDED = Shared(4, 4, 4), Shared(4, 4, 3)
 def test_a_verdict_that_rests_on_fewer_seeds_says_so():
     text = reason(OTHER, PUBLISHED, MANY, Shared(4, 2, 2))
     assert text.startswith("published *reproduced*, yours *inconclusive*; ")
-    assert "yours rests on 3 seeds or points, the published one on 5" in text
+    assert "yours rests on 3 seeds, the published one on 5" in text
     assert "differing: seeds = 3 for 5" in text and "2 of your runs are not published" in text
     assert "round" not in text and "something is wrong" not in text
 
 
 def test_the_same_seeds_are_no_cause():
-    assert "seeds or points" not in reason(replace(OTHER, seeds=5), PUBLISHED, ["lr = 1 for 2"], SAME)
-    assert "rests on 0 seeds" in reason(replace(OTHER, seeds=None), PUBLISHED, MANY, SAME)
+    assert "rests on" not in reason(replace(OTHER, n=5), PUBLISHED, ["lr = 1 for 2"], SAME)
+    assert "rests on 0 seeds" in reason(replace(OTHER, n=None), PUBLISHED, MANY, SAME)
 
 
 def test_intervals_are_set_beside_each_other():
@@ -62,7 +64,7 @@ def test_the_same_runs_with_another_verdict_are_an_alarm():
 
 
 def test_a_claim_that_must_hold_and_does_not_is_an_alarm():
-    broken = replace(BASE, kind="theorem").judged(2.0, None, None)
+    broken = replace(BASE, kind="theorem").judged(Estimate(2.0))
     assert "This claim must hold: something is wrong." in reason(broken, PUBLISHED, MANY, ROUNDED)
 
 
@@ -155,7 +157,7 @@ def beside(house, monkeypatch):
 
     def both(mine, theirs=(PUBLISHED,), runs=SAME, **changed):
         monkeypatch.setattr(compare, "shared", lambda page, profile: runs)
-        files.write_json(house / "results" / "claims.json", {"tiny": entry(theirs)})
+        files.write_json(house / "results" / "recorded" / "claims.json", {"tiny": entry(theirs)})
         files.write_json(house / "results" / "standard" / "claims.json", {"tiny": entry(mine, **changed)})
         return compare.compare("standard")
 
@@ -190,8 +192,8 @@ def test_another_verdict_from_the_same_page_and_runs_is_not_fine(beside):
 @pytest.mark.parametrize("theirs", [True, False])
 def test_a_claim_that_must_hold_and_does_not_is_not_fine(beside, theirs):
     theorem = replace(BASE, kind="theorem")
-    broken = theorem.judged(2.0, None, None)
-    published = theorem.judged(1.0, None, None)
+    broken = theorem.judged(Estimate(2.0))
+    published = theorem.judged(Estimate(1.0))
     text, fine = beside([broken], [published], parameters={"x": 2.0})
     assert not fine and "must hold" in text
     text, fine = beside([broken], [broken] if theirs else [])
@@ -210,9 +212,9 @@ def test_a_published_page_that_was_not_run_is_not_fine_and_an_unpublished_one_is
     text, fine = compare.compare("standard")
     assert not fine and "Not compared: it has no finished claims here." in text
     beside([PUBLISHED])
-    (house / "results" / "claims.json").unlink()
+    (house / "results" / "recorded" / "claims.json").unlink()
     text, fine = compare.compare("standard")
-    assert fine and "Not compared: it has no finished claims in results/claims.json." in text
+    assert fine and "Not compared: it has no finished claims in recorded/claims.json." in text
 
 
 def test_the_comparison_is_printed_and_written(beside, house, capsys):

@@ -18,6 +18,9 @@ VERDICTS = {
     "not reproduced",
     "inconclusive",
     "too few seeds",
+    "not as predicted",
+    "not decidable",
+    "shown, not judged",
 }
 PROGRAM = """
 import sys
@@ -49,7 +52,7 @@ def test_the_page_runs_from_nothing_and_judges_every_claim(page, tmp_path):
         assert set(claim) == {field.name for field in fields(claims.Claim)}
         assert claim["verdict"] in VERDICTS and isinstance(claim["measured"], float), claim["name"]
         assert claim["statement"] and claim["source"] and claim["kind"] in claims.KINDS
-        if claim["kind"] != "replication":  # the others are judged by numbers that are too few here
+        if claim["kind"] in ("theorem", "parity", "control"):  # for the others the runs are too few, and too short
             assert claim["verdict"] in ("holds", "fails, as it must"), (claim["name"], claim["measured"])
     origin = json.loads((folder / "provenance.json").read_text())
     assert (

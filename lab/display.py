@@ -18,7 +18,7 @@ class Table:
         self.note = note
 
     def _repr_html_(self) -> str:
-        shown = self.frame.to_html(index=False, border=0, justify="left", col_space=0)
+        shown = self.frame.to_html(index=False, border=0, justify="left")
         return shown + (f"\n<p><small>{_emphasised(self.note)}</small></p>" if self.note else "")
 
     def __repr__(self) -> str:

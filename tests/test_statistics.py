@@ -3,10 +3,15 @@ import pytest
 from scipy import stats
 
 from lab.statistics import (
+    Estimate,
+    ahead,
     bootstrap_interval,
+    mean,
     mean_interval,
+    median,
     rank_correlation,
     regression,
+    share,
     simultaneous_intervals,
 )
 
@@ -90,3 +95,66 @@ def test_simultaneous_intervals_at_their_borders():
         simultaneous_intervals([[1.0, np.inf]])
     with pytest.raises(ValueError, match="shape .3,"):
         simultaneous_intervals([1.0, 2.0, 3.0])
+
+
+# --- estimates ---
+
+
+def covered(estimate_of, truth, level, draws=2000):
+    found = (estimate_of(i).interval(level) for i in range(draws))
+    return np.mean([low <= truth <= high for low, high in found])
+
+
+def test_a_mean_covers_at_every_level():
+    values = np.random.default_rng(1).normal(3.0, size=(2000, 6))
+    for level in (0.8, 0.95, 0.99):
+        assert covered(lambda i: mean(values[i]), 3.0, level) == pytest.approx(level, abs=0.015)
+    one = mean([1.0, 2.0, 6.0])
+    assert (one.value, one.n, one.unit) == (3.0, 3, "seeds") and one.interval(0.95) == mean_interval([1.0, 2.0, 6.0])[1]
+
+
+def test_a_median_covers_at_least_at_its_level_whatever_the_distribution():
+    values = np.random.default_rng(2).exponential(size=(2000, 11))
+    for level, skipped in ((0.8, 3), (0.95, 2)):  # of 11 values, those left out on either side
+        exact = 1 - 2 * stats.binom.cdf(skipped - 1, 11, 0.5)
+        assert exact >= level
+        assert covered(lambda i: median(values[i]), np.log(2), level) == pytest.approx(exact, abs=0.015)
+
+
+def test_a_median_takes_runs_that_gave_up():
+    given_up = median([1.0, 2.0, np.inf, 3.0, np.inf, 2.5, 1.5, np.inf])
+    assert given_up.value == 2.5 and given_up.interval(0.9) == (1.5, np.inf)
+    assert median([1.0, 2.0, 3.0, 10.0]).value == 2.5
+    assert median([1.0, 2.0, 3.0]).interval(0.95) == (-np.inf, np.inf)  # three values cannot say so much
+    assert median(np.arange(6.0)).interval(0.95) == (0.0, 5.0)
+    with pytest.raises(ValueError, match="values"):
+        median([1.0, np.nan])
+    with pytest.raises(ValueError, match="values"):
+        median([])
+
+
+def test_a_share_has_the_exact_interval_and_is_said_in_words():
+    four = share(4, 5)
+    assert four.shown == "4 of 5" and four.interval(0.95) == pytest.approx((0.2836, 0.9949), abs=1e-4)
+    assert share(0, 3).interval(0.95)[0] == 0.0 and share(3, 3).interval(0.95)[1] == 1.0
+    for wrong in ((6, 5), (-1, 5), (0, 0)):
+        with pytest.raises(ValueError, match="successes"):
+            share(*wrong)
+
+
+def test_comparisons_ahead_go_from_the_certain_to_the_possible():
+    noise = np.random.default_rng(3).normal(size=(4, 8))
+    found = ahead(noise + np.array([[-50.0], [-0.2], [0.2], [50.0]]))
+    assert found.interval(0.95) == (1.0, 3.0) and found.n == 8
+    assert found.shown == f"{int(found.value)} of 4" and 1 <= found.value <= 3
+    assert ahead(noise - 50).interval(0.95) == (4.0, 4.0)
+
+
+@pytest.mark.parametrize("wrong", [[], [1.0, np.nan], [np.inf, 1.0], [[1.0, 2.0]]])
+def test_means_of_what_is_not_finite_are_refused(wrong):
+    with pytest.raises(ValueError, match="finite"):
+        mean(wrong)
+
+
+def test_a_plain_number_has_no_interval():
+    assert Estimate(1.0).interval is None

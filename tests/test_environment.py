@@ -178,20 +178,20 @@ def test_the_bootstrap_without_an_index_says_so_and_leaves_no_finished_environme
     assert not (tmp_path / "with space" / ".venv" / "complete").exists()
 
 
-def test_every_dependency_has_its_reason_in_the_readme(three):
+def test_every_dependency_has_its_reason_in_the_docs(three):
     project = tomllib.loads(three[0])["project"]
     direct = [
         *project["dependencies"],
         *(name for extra in project["optional-dependencies"].values() for name in extra),
     ]
-    table = (ROOT / "README.md").read_text().partition("| dependency | reason |")[2]
+    table = (ROOT / "docs" / "reproduce.md").read_text().partition("| dependency | reason |")[2]
     named = {
         name.strip() for line in table.splitlines() if line.count("|") == 3 for name in line.split("|")[1].split(",")
     }
     assert {Requirement(text).name for text in direct} <= named
 
 
-def test_the_readmes_examples_print_what_they_say():
+def test_the_librarys_examples_print_what_they_say():
     import doctest
 
-    assert doctest.testfile(str(ROOT / "README.md"), module_relative=False) == (0, 31)
+    assert doctest.testfile(str(ROOT / "docs" / "library.md"), module_relative=False) == (0, 31)

@@ -1,4 +1,4 @@
-"""The recipes of the README's section "Elsewhere", as they stand there, each on a tiny model without a network."""
+"""The recipes of the library guide's section "Elsewhere", as they stand there, each on a tiny model without a network."""
 
 import re
 
@@ -17,8 +17,8 @@ def needs(name):
 
 def recipe(name):
     """The code of the section that imports from the framework ``name``."""
-    section = re.search(r"^##+ Elsewhere\n(.*?)(?=^##+ |\Z)", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert section, "README.md has no section 'Elsewhere'"
+    section = re.search(r"^##+ Elsewhere\n(.*?)(?=^##+ |\Z)", (ROOT / "docs" / "library.md").read_text(), re.M | re.S)
+    assert section, "docs/library.md has no section 'Elsewhere'"
     (code,) = [
         c
         for c in re.findall(r"```python\n(.*?)```", section[1], re.S)

@@ -10,6 +10,8 @@ from conftest import write_page
 from lab import report
 from lab.files import ROOT
 
+README = "".join(f"{start}\n{end}\n" for start, end in map(report.marks, ("findings", "verdicts")))
+
 
 @pytest.fixture
 def project(tmp_path):
@@ -21,7 +23,7 @@ def project(tmp_path):
     # of the environment as it is: whatever the lock says by now, a test installs nothing
     made = ROOT / ".venv" / "complete"
     shutil.copy(made if made.exists() else ROOT / "requirements.lock", root / "requirements.lock")
-    (root / "README.md").write_text(f"{report.START}\n{report.END}\n")
+    (root / "README.md").write_text(README)
     (root / "notebooks" / "parameters").mkdir(parents=True)
     for profile in ("smoke", "standard"):
         (root / "notebooks" / "parameters" / f"{profile}.yaml").write_text("{}\n")
@@ -42,11 +44,11 @@ def test_make_reproduce_runs_judges_and_fails_as_it_should(project):
     assert first.returncode == 0, first.stderr
     assert "2 claims of 2 pages, written to results/standard/" in first.stdout
     assert first.stderr.count("finished in") == 2
-    assert first.stdout.count("Not compared: it has no finished claims in results/claims.json") == 2
+    assert first.stdout.count("Not compared: it has no finished claims in recorded/claims.json") == 2
     readme = (project / "README.md").read_text()
     again = make(project)
     assert again.returncode == 0 and again.stderr.count("up to date") == 2
-    assert readme == f"{report.START}\n{report.END}\n"  # what is published stays as it is
+    assert readme == README  # what is published stays as it is
 
     published = make(project, "pages")
     assert published.returncode == 0, published.stderr

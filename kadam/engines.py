@@ -8,8 +8,8 @@ engine     how                                                                  
 `fused`    one pass over the memory: ``kadam.fused`` on a CPU, ``kadam.gpu`` on CUDA    in rounding
 =========  ==========================================================================  =====================
 
-At k = 1 each gives the parameters of ``torch.optim.AdamW``'s implementation of the same name to the last bit; to
-rounding where ``lr`` is a tensor (the loop takes its number), for the fused one at eps = 0, and on a GPU.
+At k = 1 each gives the same parameters as ``torch.optim.AdamW``'s implementation of that name, to the last bit. They
+agree to rounding only where ``lr`` is a tensor (the loop takes its number), for the fused one at eps = 0, and on a GPU.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Many k-Adam runs at once: one model, and for each member of the ensemble its own hyperparameters and seed.
 
-A member is a row: its parameters lie in one row of a matrix, its moments in the rows of others, its hyperparameters
-in columns beside them. ``torch.func.vmap`` evaluates the losses of all rows, and the functions of ``kadam.update``,
-whose hyperparameters broadcast, move them, so that the cost of Python and of torch's dispatch is shared::
+A member is a row. Its parameters lie in one row of a matrix, its moments in the rows of others; its hyperparameters stand
+in columns beside them. ``torch.func.vmap`` evaluates the losses of all rows. The functions of ``kadam.update`` move all
+rows at once, since their hyperparameters broadcast. So all members share the cost of Python and of torch's dispatch::
 
     members = [dict(lr=lr, betas=(0.9, beta), k=1, seed=seed) for lr in lrs for beta in betas for seed in range(3)]
     loss, init = ensemble.from_module(make_model, torch.nn.functional.cross_entropy)
@@ -10,9 +10,9 @@ whose hyperparameters broadcast, move them, so that the cost of Python and of to
     runs.observed["loss"]  # (members, steps)
     runs.outcome[0]  # "finished", or "diverged at step 17"
 
-Results are those of single runs of ``kadam.KAdam`` but for rounding: sums run in another order, and rates are rounded
-to the parameters' dtype (in float32 beta to 3e-8, which is much beside a small 1 - beta). Unlike KAdam, it does not
-warn of rates outside the stable region: a map of it has many.
+Results are those of single runs of ``kadam.KAdam`` but for rounding. Sums run in another order. Rates are rounded to the
+parameters' dtype: in float32, beta to 3e-8, which is much where 1 - beta is small. Unlike KAdam, an ensemble gives no
+warning of rates outside the stable region, since a map of it has many.
 """
 
 from __future__ import annotations

@@ -29,11 +29,11 @@ second     (lr/2) theta'' + theta' = f         the paper's equation; stiff: a fa
 slow       theta' = f - (lr/2) f'              the same to second order in lr, without the fast mode
 =========  ==================================  ===============================================================
 
-The slow form is (theta + (lr/2) f)' = f, so it needs no derivative of the gradient. But then theta depends on the
-gradient at theta itself, an algebraic equation. With matched memory it can be solved only where
-lr curvature / sqrt(v) < 2 / present (39 at gamma = 0.9; the algorithm itself oscillates from 38 on), and towards that
-limit, where sqrt(v) is tiny, ``kadam.integrate`` takes ever shorter steps and its error stops falling with the
-tolerance, at about 1e-5 of the way. The second form has no such limit.
+The slow form is (theta + (lr/2) f)' = f, so it needs no derivative of the gradient. But theta then depends on the
+gradient at theta itself: an algebraic equation. With matched memory it has a solution only where
+lr curvature / sqrt(v) < 2 / present, which is 39 at gamma = 0.9 (the algorithm itself oscillates from 38 on). Towards
+that limit ``kadam.integrate`` takes ever shorter steps, and its error stays at about 1e-5 of the way whatever the
+tolerance. The second form has no such limit.
 
 Sources: Gould & Tanaka, arXiv 2411.05746, section 2, for the kernels of ``paper`` and the form ``second``; the rest is
 derived in ``notebooks/01_continuous_time.ipynb``.
@@ -247,8 +247,8 @@ class Flow:
 
         Args:
             theta, grad: the parameter and its gradient.
-            gradient: the function; only the second form asks it, once, at the time lr, to start on the slow manifold,
-                theta' = f - (lr/2) f'. Without it theta' is off by a fast mode of size O(lr).
+            gradient: the function. Only the second form asks it, once, at the time lr. It is to start without the
+                fast mode, at theta' = f - (lr/2) f'. Without it theta' is off by O(lr).
         """
         rows = [torch.zeros_like(theta)] * self.rows
 

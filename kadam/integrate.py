@@ -1,10 +1,10 @@
 """The integrator of ``kadam.flow``: the averages exactly, the gradient by a polynomial, one gradient a step.
 
-Every average in the model, the parameter included, is linear in its input, with rates from weight decay's to 2/lr. So
-once the gradient on a step is a polynomial in time, everything else follows from it without another evaluation and
-without stiffness: the inputs of the averages are taken at Chebyshev points of the step, and the averages are the
-exact integrals of the polynomials through them (``exponential_weights``). The steps follow the variation of the
-gradient, not the memory of the averages.
+Every average in the model, the parameter included, is linear in its input. Its rate may be as slow as weight decay's or
+as fast as 2/lr. On each step the gradient is replaced by a polynomial in time. Then everything else follows, without
+another gradient and without stiffness: the input of every average is taken at the step's Chebyshev points, and the
+average is the exact integral of the polynomial through them (``exponential_weights``). So the length of a step depends
+on how fast the gradient varies, not on how long the averages remember.
 
 The polynomial is that of an exponential Adams method, with steps and order chosen as the run goes:
 
@@ -12,9 +12,9 @@ The polynomial is that of an exponential Adams method, with steps and order chos
 2. evaluate: the gradient there, the step's only one;
 3. correct: through that one as well, and follow again.
 
-With a fixed step h the error is O(h^order); ``tests/test_integrate.py`` measures it. Not so in the slow form, where
-theta takes up a part of the gradient at once (``kadam.flow``): there a gradient at the predicted point, which is not
-evaluated again, leaves an error of the prediction's order, and high orders gain little.
+With a fixed step h the error is O(h^order); ``tests/test_integrate.py`` measures it. The slow form is an exception
+(``kadam.flow``). There theta takes up a part of the gradient at once, but the gradient is not evaluated again at the
+corrected point. So the prediction's error stays, and high orders gain little.
 
 Sources: exponential Adams methods are reviewed in Hochbruck & Ostermann, "Exponential integrators", Acta Numerica 2010;
 choosing the order by comparing neighbours goes back to Gear, and to Shampine & Gordon, 1975.
@@ -119,11 +119,11 @@ def integrate(
 
     Other arguments, which you should not need:
         tolerance: the error allowed in a step, as a share of the way that theta, or u alone, makes in it (root mean
-            squares over all coordinates); steps shorter than lr count as lr. At the end the error, as a share of the
-            length of the path, is then below the tolerance, with two exceptions. Where steps stay shorter than lr, the
-            errors of more of them add up. And the trajectory itself may enlarge small differences, without bound: near
-            the edge of stability, and where a coordinate rests at a minimum while v fades. Steps of about lr and
-            shorter (``Statistics``) tell of both.
+            squares over all coordinates). Steps shorter than lr count as lr. At the end the error, as a share of the
+            length of the path, is below the tolerance, with two exceptions. Where steps stay shorter than lr, more
+            errors add up. And the trajectory itself may enlarge small differences without bound: near the edge of
+            stability, or where a coordinate rests at a minimum while v fades. In both cases ``Statistics`` shows steps
+            of about lr or less.
         order: the highest order, 2 ... 8; lower ones are used where they allow longer steps.
         step: if given, steps of this length and of this order, without error control; the first few have lower
             orders. Where the gradient has kinks at the times n lr: step = lr, order = 2.

@@ -6,7 +6,8 @@ orthogonal to it, <W, g> = 0. With learning rate eta, decoupled decay lambda and
     W' = (1 - lambda eta) W + eta u
     N' = (1 - lambda eta)^2 N + 2 eta (1 - lambda eta) p + eta^2 |u|^2        N = |W|^2,  p = <W, u>
 
-which is an identity. The laws differ in what they put for p; ``law`` takes a step by any of them:
+This is an identity: it holds for any gradients. The laws differ in what they put for p. ``law`` takes a step by any
+of them:
 
 ========  ==============================================================================================
 paper     p = 0 (its Assumption 1)
@@ -15,14 +16,15 @@ gradient  eta^2 |g/(sqrt(v~) + eps)|^2 in place of the last two terms: what Adam
 lag       p follows its own recursion (``next_inner``), exact if v is one scalar a weight (Assumption 2)
 ========  ==============================================================================================
 
-With v one scalar the weight's first moment obeys <W', m> = (1 - lambda eta) <W, m> + eta <u, m>, and the next gradient
-adds nothing, being orthogonal to W'. So, whatever the correlation of the gradients, with r = sqrt(v~) + eps that by
-which the algorithm divides its first moment (``kadam.update.root``; v~ is the bias-corrected v)::
+The lag law follows from two facts. A step changes <W, m> to <W', m> = (1 - lambda eta) <W, m> + eta <u, m>. The next
+gradient adds nothing to it, since it is orthogonal to W'. Let v be one scalar for the weight, v~ its bias-corrected
+value, and r = sqrt(v~) + eps, by which the algorithm divides m (``kadam.update.root``). Then, however the gradients are
+correlated::
 
     p_n = gamma (1 - gamma^(n-1)) / (1 - gamma^n) r_(n-1) / r_n [(1 - lambda eta) p_(n-1) + eta |u_(n-1)|^2]
     p_1 = 0
 
-The eps belongs there: without it the law is not exact, and off by about eps / sqrt(v~).
+The eps belongs there. Without it the law is off by about eps / sqrt(v~).
 
 Sources: Gould & Tanaka, arXiv 2411.05746, section 4, for the paper's law; ``notebooks/04_meta_adaptive.ipynb`` derives
 the others.
@@ -71,18 +73,20 @@ def next_squared_norm(n: Any, u_squared: Any, lr: Any, weight_decay: Any, inner:
 
 
 def next_inner(inner: Any, u_squared: Any, lr: Any, weight_decay: Any, carry: Any) -> Any:
-    """The lag law's p_n = carry [(1 - lambda eta) p_(n-1) + eta |u_(n-1)|^2]; ``inner``, ``u_squared`` are of step n-1.
+    """The lag law's p_n = carry [(1 - lambda eta) p_(n-1) + eta |u_(n-1)|^2].
 
-    ``carry`` is what is left at step n of the output of the moving average at step n-1: ``carried``. Numbers, arrays
-    or tensors, which broadcast; one element a scale-invariant unit.
+    ``inner`` and ``u_squared`` are p and |u|^2 of step n-1. ``carry`` (from ``carried``) is the share of that step's
+    update which is still in the next one. All are numbers, arrays or tensors, and broadcast; each scale-invariant unit
+    has one element.
     """
     return carry * ((1 - lr * weight_decay) * inner + lr * u_squared)
 
 
 def carried(n: Any, gamma: Any, root_before: Any = 1.0, root: Any = 1.0) -> Any:
-    """gamma (1 - gamma^(n-1)) / (1 - gamma^n) root_before / root: the coefficient of the last output of Adam's average.
+    """gamma (1 - gamma^(n-1)) / (1 - gamma^n) root_before / root: how much of step n-1's update is in step n's.
 
-    n >= 1; ``root_before`` and ``root`` are the denominators sqrt(v~) + eps, scalars a weight, of the steps n-1 and n.
+    Adam's update at step n is this times its update at step n-1, plus a part from the new gradient. n >= 1.
+    ``root_before`` and ``root`` are the denominators sqrt(v~) + eps of the steps n-1 and n, one scalar for each weight.
     """
     return gamma * update.bias_correction(gamma, n - 1) / update.bias_correction(gamma, n) * (root_before / root)
 
@@ -168,8 +172,8 @@ def lag_squared_norms(
 
     Args:
         u_squared: |u_n|^2, (T, ...).
-        root: sqrt(v~) + eps with v averaged over the weight's entries, (T, ...); 1 for an optimizer without. As long
-            as it is 0 there was no gradient, and p is 0.
+        root: sqrt(v~) + eps, with v averaged over the weight's entries, (T, ...). An optimizer without v has 1. Where
+            it is 0 there was no gradient yet, and p is 0.
         start, lr, weight_decay, gamma: N_0 and the settings; they broadcast against (...).
     """
     u_squared, lr, weight_decay = _series(u_squared), np.asarray(lr), np.asarray(weight_decay)
@@ -185,8 +189,8 @@ def continuous_squared_norms(
 ) -> Array:
     """N(t) = N(0) e^(-2 lambda t) + factor eta int_0^t e^(-2 lambda (t-s)) |u(s)|^2 ds at the times ``t``, (times,).
 
-    t_n = n eta, ascending from 0; ``u_squared`` at these times, linear in between (the integral of that is exact), or
-    one number. ``factor`` 1 is the paper's law, ``momentum_factor(gamma)`` the momentum law.
+    The times t_n = n eta ascend from 0. ``u_squared`` is one number, or |u|^2 at these times; between them it is taken
+    as linear, and integrated exactly. ``factor`` 1 is the paper's law, ``momentum_factor(gamma)`` the momentum law.
     """
     t = np.asarray(t, float)
     if t.ndim != 1 or len(t) == 0 or t[0] != 0 or np.any(np.diff(t) <= 0):
@@ -207,11 +211,11 @@ def continuous_squared_norms(
 def equilibrium_squared_norm(
     u_squared: ArrayLike, lr: ArrayLike, weight_decay: ArrayLike, gamma: ArrayLike = 0.0, continuous: bool = False
 ) -> Array:
-    """|W|^2 at which growth and decay balance, for constant |u|^2 and v; ``gamma`` = 0 is the paper's law.
+    """|W|^2 at which growth and decay balance, for constant |u|^2 and v. With ``gamma`` = 0 it is the paper's law.
 
-    Of the discrete lag law, c eta^2 |u|^2 / (1 - (1 - lambda eta)^2) with c = ``momentum_factor(gamma, lambda eta)``;
-    with ``continuous`` of the momentum law in continuous time, (1 + gamma)/(1 - gamma) eta |u|^2 / (2 lambda).
-    All > 0 but gamma, in [0, 1); they broadcast.
+    The lag law balances at c eta^2 |u|^2 / (1 - (1 - lambda eta)^2), c = ``momentum_factor(gamma, lambda eta)``. With
+    ``continuous`` the answer is that of the momentum law in continuous time:
+    (1 + gamma)/(1 - gamma) eta |u|^2 / (2 lambda). gamma lies in [0, 1), all others are > 0; they broadcast.
     """
     u_squared, lr, weight_decay = (np.asarray(x, float) for x in (u_squared, lr, weight_decay))
     if not np.all(lr * weight_decay > 0):

@@ -1,8 +1,9 @@
 """Many k-Adam runs at once: one model, and for each member of the ensemble its own hyperparameters and seed.
 
-A member is a row. Its parameters lie in one row of a matrix, its moments in the rows of others; its hyperparameters stand
-in columns beside them. ``torch.func.vmap`` evaluates the losses of all rows. The functions of ``kadam.update`` move all
-rows at once, since their hyperparameters broadcast. So all members share the cost of Python and of torch's dispatch::
+A member is a row. Its parameters lie in one row of a matrix, its moments in the rows of others; its hyperparameters
+stand in columns beside them. ``torch.func.vmap`` evaluates the losses of all rows. The functions of ``kadam.update``
+move all rows at once, since their hyperparameters broadcast. So all members share the cost of Python and of torch's
+dispatch::
 
     members = [dict(lr=lr, betas=(0.9, beta), k=1, seed=seed) for lr in lrs for beta in betas for seed in range(3)]
     loss, init = ensemble.from_module(make_model, torch.nn.functional.cross_entropy)
@@ -10,9 +11,9 @@ rows at once, since their hyperparameters broadcast. So all members share the co
     runs.observed["loss"]  # (members, steps)
     runs.outcome[0]  # "finished", or "diverged at step 17"
 
-Results are those of single runs of ``kadam.KAdam`` but for rounding. Sums run in another order. Rates are rounded to the
-parameters' dtype: in float32, beta to 3e-8, which is much where 1 - beta is small. Unlike KAdam, an ensemble gives no
-warning of rates outside the stable region, since a map of it has many.
+Results are those of single runs of ``kadam.KAdam`` but for rounding. Sums run in another order. Rates are rounded to
+the parameters' dtype: in float32, beta to 3e-8, which is much where 1 - beta is small. Unlike KAdam, an ensemble gives
+no warning of rates outside the stable region, since a map of it has many.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ Initialiser = Callable[[int], Params]
 Batches = Callable[[int, Tensor], Any]
 
 CACHE, CUDA_MEMORY = 2**22, 2**30
-"""Bytes that the state of a chunk of members takes by default, on a CPU and on other devices; up to four times as many
-where that makes up to 256 members."""
+"""Bytes that the state of a chunk of members takes by default: on a CPU, and on other devices. Small chunks may take up
+to four times as many, so that up to 256 members go together."""
 
 
 class Member(NamedTuple):

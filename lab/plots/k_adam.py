@@ -31,11 +31,27 @@ def short(name: str) -> str:
     return name.split(",")[0]
 
 
-def _differences(ax: Axes, found: Sequence[tuple[float, float, float, str]], names: Sequence[str], top: float) -> None:
+def _differences(
+    ax: Axes, found: Sequence[tuple[float, float, float, str]], names: Sequence[str], top: float, edge: float = np.inf
+) -> None:
+    """Means with their intervals, one below the other; what lies beyond ``edge`` is an arrow with its number."""
     for i, (name, (mean, low, high, _)) in enumerate(zip(names, found, strict=True)):
+        if abs(mean) > edge:
+            side = np.sign(mean)
+            ax.plot(0.95 * side * edge, top - i, marker=">" if side > 0 else "<", ms=6, color=COLOURS[name])
+            ax.annotate(f"{mean:+.2f}", (0.88 * side * edge, top - i), va="center", ha="right" if side > 0 else "left",
+                        fontsize=9, color=COLOURS[name])  # fmt: skip
+            continue
         low, high = np.clip([low, high], -10, 10)
         ax.errorbar(mean, top - i, xerr=[[mean - low], [high - mean]], fmt=MARKERS[name], ms=5, capsize=2,
                     color=COLOURS[name])  # fmt: skip
+
+
+def _edge(found: Sequence[Sequence[tuple[float, float, float, str]]], names: Sequence[str]) -> float:
+    """How far an axis should go: to the ends of all intervals but those of ``naive``, which would dwarf the others."""
+    rows = [row for each in found for name, row in zip(names, each, strict=True) if short(name) != "naive"]
+    finite = [abs(end) for row in rows for end in row[:3] if np.isfinite(end)]
+    return 1.1 * max([*finite, 2 * LEVEL])
 
 
 def _zero(ax: Axes) -> None:
@@ -45,20 +61,18 @@ def _zero(ax: Axes) -> None:
 
 def tasks(data: Mapping[str, xr.Dataset], shared_lr: float) -> Figure:
     """Every arm's best test loss less Adam's, on every task, at the shared learning rate and tuned."""
-    fig, axes = plt.subplots(1, 2, figsize=(7.2, 1 + 1.25 * len(data)), sharey=True)
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 1 + 1.1 * len(data)), sharey=True)
     others, step = PAIRS[1:], len(PAIRS)
     labels: dict[float, str] = {}
     for ax, lr, title in zip(axes, (shared_lr, None), (f"η = {shared_lr:g} for all", "η tuned for each"), strict=True):
-        means = []
-        for row, (task, each) in enumerate(data.items()):
-            found = compared(less_adam(chosen(each, lr), others))
+        found = [compared(less_adam(chosen(each, lr), others)) for each in data.values()]
+        edge = _edge(found, others)
+        for row, (task, each) in enumerate(zip(data, found, strict=True)):
             top = -float(row * step)
-            _differences(ax, found, others, top)
+            _differences(ax, each, others, top, edge)
             labels |= {top - i: f"{task}:  {short(name)}" if i == 0 else short(name) for i, name in enumerate(others)}
-            means += [mean for mean, *_ in found]
-        spread = max(np.abs(means).max(), 2 * LEVEL)
         _zero(ax)
-        ax.set(title=title, xlabel="best test loss less Adam's (nats)", xlim=(-1.15 * spread, 1.15 * spread))
+        ax.set(title=title, xlabel="best test loss less Adam's (nats)", xlim=(-edge, edge))
         ax.locator_params(axis="x", nbins=5)
         ax.text(0.02, 1.0, "ahead", transform=ax.transAxes, va="bottom", fontsize=9)
         ax.text(0.98, 1.0, "behind", transform=ax.transAxes, va="bottom", ha="right", fontsize=9)
@@ -103,8 +117,8 @@ def over_rates(data: Mapping[str, xr.Dataset]) -> Figure:
 
 def _fewer(ax: Axes) -> None:
     low, high = ax.get_ylim()
-    ticks = np.geomspace(low, high, 7)[1:-1]
-    figures.plain_log(ax.yaxis, [float(f"{tick:.2g}") for tick in ticks])
+    ticks = [float(tick) for tick in np.round(np.arange(0.2, 8, 0.2), 1) if low <= tick <= high]
+    figures.plain_log(ax.yaxis, ticks[:: 1 + len(ticks) // 7])
     ax.set_ylim(low, high)
 
 
@@ -112,9 +126,11 @@ def sizes(found: Mapping[str, Sized], names: Sequence[str]) -> Figure:
     """Best test loss less Adam's where the steps are of equal size."""
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.5), sharey=True)
     for ax, (title, each) in zip(axes, found.items(), strict=True):
-        _differences(ax, compared(each.differences), names, 0.0)
+        differences = compared(each.differences)
+        edge = _edge([differences], names)
+        _differences(ax, differences, names, 0.0, edge)
         _zero(ax)
-        ax.set(title=f"equal size, {title}", xlabel="best test loss less Adam's (nats)")
+        ax.set(title=f"equal size, {title}", xlabel="best test loss less Adam's (nats)", xlim=(-edge, edge))
         ax.locator_params(axis="x", nbins=5)
     axes[0].set_yticks(-np.arange(len(names)), [short(name) for name in names])
     return fig

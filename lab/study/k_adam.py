@@ -156,10 +156,15 @@ def over_bounds(gradients: Array, *rates: Rates) -> tuple[float, float]:
 
 
 def bound_tried(count: int, steps: int = 200) -> tuple[float, float]:
-    """``over_bounds`` of 3-Adam with random rates on ``count`` sequences made to break the bound (``lab.hostile``)."""
+    """3-Adam with random rates on ``count`` sequences made to break the bound (``lab.hostile``).
+
+    Returns:
+        the largest |update| after the first step over the bound of the last stage, and log10 of that over the first's.
+    """
     generator = np.random.default_rng(0)
     gradients, last = hostile_sequences(count, steps, generator)
-    return over_bounds(gradients, *(random_rates(count, generator) for _ in range(2)), last)
+    over_last, over_first = over_bounds(gradients, *(random_rates(count, generator) for _ in range(2)), last)
+    return over_last, float(np.log10(over_first))
 
 
 def state_excess(ks: Sequence[int]) -> float:
@@ -321,6 +326,13 @@ def lost(data: xr.Dataset, most: int) -> Array:
     return np.asarray(few - many)
 
 
+def lost_rows(data: xr.Dataset, most: int, shared_lr: float) -> Rows:
+    """For a table: percentage points that each schedule loses, at the shared rate and tuned."""
+    found = [compared(100 * lost(chosen(data, lr), most)) for lr in (shared_lr, None)]
+    shown = [[f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" for mean, low, high, _ in each] for each in found]
+    return list(zip(SCHEDULES, *shown, strict=True))
+
+
 def graceful(data: xr.Dataset, most: int, lr: float | None = None) -> Estimate:
     """How many schedules lose at most ``POINTS`` of accuracy from k = 2 to k = ``most``, at ``lr`` or tuned."""
     edge = on_edge(data, [named(s, k) for s in SCHEDULES for k in (2, most)]) if lr is None else []
@@ -332,7 +344,9 @@ def graceful(data: xr.Dataset, most: int, lr: float | None = None) -> Estimate:
 
 def size_at(data: xr.Dataset) -> xr.DataArray:
     """rms of the update (one coordinate, without the learning rate), mean over seeds and the run, (arm, lr)."""
-    return data.update_rms.mean(("seed", "step"))
+    return xr.DataArray(
+        np.nanmean(data.update_rms.values, axis=(2, 3)), {"arm": data.arm, "lr": data.lr}, ["arm", "lr"]
+    )
 
 
 def equal_sizes(data: xr.Dataset, shared_lr: float, names: Sequence[str]) -> dict[str, tuple[float, float]]:
@@ -490,6 +504,11 @@ def over_limit(late: xr.DataArray, limit: Mapping[str, float], names: Sequence[s
     return late.sel(arm=list(names)).values - np.log2([[limit[name]] for name in names])
 
 
+def settled_over(late: xr.DataArray, limit: Mapping[str, float], arm: str, other: str) -> float:
+    """log2 of where ``arm`` settles over the limit of ``other``, mean over seeds."""
+    return float(late.sel(arm=arm).mean() - np.log2(limit[other]))
+
+
 def edge_order(late: xr.DataArray, limit: Mapping[str, float]) -> Array:
     """``in_order`` of the settled values by falling limit, (2, seeds)."""
     return in_order(late.sel(arm=LONG).values, [limit[name] for name in LONG])
@@ -538,7 +557,12 @@ def stage_rows(found: Mapping[str, Mapping[str, Array]], of: Mapping[str, Settin
 def best_of_four(data: xr.Dataset) -> str:
     """Of the four schedules the one of least validation loss, tuned."""
     losses = chosen(data).validation.sel(arm=TWOS).mean("seed")
-    return TWOS[int(losses.argmin())]
+    return TWOS[int(losses.values.argmin())]
+
+
+def least(data: xr.Dataset, names: Sequence[str]) -> str:
+    """The arm of least test loss in the mean over seeds, from ``chosen`` runs."""
+    return names[int(data.loss.sel(arm=list(names)).mean("seed").values.argmin())]
 
 
 def less_best(data: xr.Dataset) -> Array:

@@ -1,4 +1,4 @@
-"""The recipes of the library guide's section "Elsewhere", as they stand there, each on a tiny model without a network."""
+"""The recipes of docs/library.md, section "Elsewhere", as they stand there, each on a tiny model without a network."""
 
 import re
 

@@ -24,7 +24,7 @@ from lab.study.hyperparameters import (
 )
 
 Array = NDArray[np.float64]
-TICKS = (20, 50, 100, 200, 300, 500, 1000, 2000)
+TICKS = (20, 30, 50, 70, 100, 150, 200, 300, 400, 500, 700, 1000, 1500, 2000)
 LABELS = {"steps": "steps to the target loss", "loss": "best test loss (nats)"}
 
 
@@ -37,7 +37,7 @@ def normal_curve(results: Mapping[str, Found], measure: str) -> Figure:
             values = np.where(np.isfinite(shown := found.on(NORMAL, measure, tuning)), shown, np.nan)
             figures.band(ax, c, values, color=colour, marker=marker, ms=5, label=tuning)
         ax.axvline(0, color="0.7", lw=0.8)
-        ax.set(xlabel="C along the normal curve", ylabel=LABELS[measure], title=task)
+        ax.set(xlabel="C along the normal curve", ylabel="" if ax is not axes[0, 0] else LABELS[measure], title=task)
         if measure == "steps":
             _steps(ax, found, missed=any(found.missed(NORMAL, tuning) for tuning in TUNINGS))
         ax.legend()
@@ -85,9 +85,8 @@ def _line(ax: Axes, x: Array, found: Found, curve: str, tuning: str) -> None:
 
 def _finished(ax: Axes, found: Found, tuning: str, curves: Sequence[str], label: str) -> None:
     _steps(ax, found, missed=any(found.missed(curve, tuning) for curve in curves))
-    ax.set(xlabel=label, ylabel=LABELS["steps"])
-    if ax.get_subplotspec().is_first_row():  # type: ignore[union-attr]
-        ax.legend()
+    ax.set(xlabel=label, ylabel=LABELS["steps"] if tuning == TUNINGS[0] else "")
+    ax.legend()
 
 
 def _steps(ax: Axes, found: Found, missed: bool) -> None:
@@ -104,7 +103,7 @@ def chart() -> Figure:
     fig, ax = plt.subplots(figsize=(7, 5.6))
     gamma = 1 - 1 / np.geomspace(1.0001, 2500, 1000)
     x, exact_edge = _memory(gamma), _memory(gamma**2)
-    ax.fill_between(x, exact_edge, 3e4, color=figures.STABLE, alpha=0.12, lw=0)
+    ax.fill_between(x, exact_edge, 6e4, color=figures.STABLE, alpha=0.12, lw=0)
     ax.fill_between(x, 1, exact_edge, color=figures.UNSTABLE, alpha=0.15, lw=0)
     ax.plot(x, _memory(stability.level_curve(gamma)), **figures.THEORY, label="C = 0")
     ax.plot(x, exact_edge, color="black", lw=1.2, ls=":", label="γ² = β, the exact edge")
@@ -116,7 +115,7 @@ def chart() -> Figure:
     path = _memory(stability.normal_curve(gamma))
     ax.plot(x, np.where(path < 9000, path, np.nan), color=figures.PALETTE[2], lw=1.4, label="normal curve")
     _popular(ax)
-    ax.text(1.15, 25, "updates\nbounded", color=figures.STABLE, va="center")
+    ax.text(1.1, 15000, "updates\nbounded", color=figures.STABLE, va="center")
     ax.text(40, 2.2, "updates may grow\nexponentially", color=figures.UNSTABLE, va="center")
     ax.set(xlim=(0.9, 2500), ylim=(1, 6e4), xlabel="memory of the first moment, 1/(1 − γ) steps",
            ylabel="memory of the second moment, 1/(1 − β) steps")  # fmt: skip
@@ -135,7 +134,7 @@ def _popular(ax: Axes) -> None:
     places = {"shorter second memory": ("right", -7, 0), "large language models": ("right", -7, 0),
               "equal, short": ("right", -7, 0), "default with β and γ exchanged": ("right", -7, 0),
               "less momentum": ("left", 6, -13), "more momentum": ("left", 7, 0), "equal, long": ("left", 7, 0),
-              "RMSprop": ("left", 6, 6), "Adam's default": ("left", 6, 6)}  # fmt: skip
+              "RMSprop": ("left", 2, 12), "Adam's default": ("left", 6, 6)}  # fmt: skip
     for name, (beta, gamma) in POPULAR.items():
         colour = figures.STABLE if stability.coefficient(beta, gamma) > 0 else figures.UNSTABLE
         point = float(_memory(np.array(gamma))), float(_memory(np.array(beta)))

@@ -221,13 +221,15 @@ def test_measures_take_the_points_of_their_curve():
 
 def test_the_controls_fail_as_they_must_and_would_catch_a_broken_measure(monkeypatch):
     normal, even = seeds_of(np.geomspace(500, 100, 12)), seeds_of([105, 100, 103, 98, 102, 100])
-    order = study.shuffled_order(C, normal, LIMITS["normal_limit"], draws=100)
-    level = study.shuffled_curves([even, even], normal, 1000, draws=100)
+    order = study.shuffled_order(C, normal, LIMITS["normal_limit"], 100)
+    level = study.shuffled_curves([even, even], normal, 1000, study.HALF, 100)
     assert verdict("control-order", order) == verdict("control-level", level) == "fails, as it must"
     monkeypatch.setattr(study, "rank_correlation", lambda c, y: -0.9)  # a measure that sees order everywhere
-    assert verdict("control-order", study.shuffled_order(C, normal, -0.5, draws=20)) == "CONTROL BROKEN"
+    assert verdict("control-order", study.shuffled_order(C, normal, -0.5, 20)) == "CONTROL BROKEN"
     monkeypatch.setattr(study, "relative_variation", lambda *given: np.array([0.1, 0.2, 0.1]))
-    assert verdict("control-level", study.shuffled_curves([even, even], normal, 1000, draws=20)) == "CONTROL BROKEN"
+    assert (
+        verdict("control-level", study.shuffled_curves([even, even], normal, 1000, study.HALF, 20)) == "CONTROL BROKEN"
+    )
 
 
 def test_a_remark_stands_beside_the_verdict():

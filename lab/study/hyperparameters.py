@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import numpy as np
 import xarray as xr
@@ -225,8 +224,8 @@ def factor(steps: ArrayLike) -> Array:
     It does not grow with the number of points, as the factor between the slowest and the fastest would.
     """
     logs = np.log(np.asarray(steps, dtype=float))
-    pairs = list(combinations(range(logs.shape[-1]), 2))
-    return np.exp(np.mean([np.abs(logs[..., i] - logs[..., j]) for i, j in pairs], axis=0))
+    first, second = np.triu_indices(logs.shape[-1], 1)  # every pair once
+    return np.exp(np.abs(logs[..., first] - logs[..., second]).mean(axis=-1))
 
 
 def relative_variation(steps: ArrayLike, on_normal: ArrayLike, length: float) -> Array:
@@ -254,14 +253,14 @@ def passes(found: Estimate, limit: float) -> bool:
     return found.interval is not None and found.interval(0.95)[1] <= limit
 
 
-def shuffled_order(c: ArrayLike, values: ArrayLike, limit: float, draws: int = 400) -> float:
+def shuffled_order(c: ArrayLike, values: ArrayLike, limit: float, draws: int) -> float:
     """The share of shuffles of C over a curve's points that pass the test of order (a fixed random stream)."""
     generator = np.random.default_rng(0)
     return float(np.mean([passes(goes_with(generator.permutation(c), values), limit) for _ in range(draws)]))
 
 
 def shuffled_curves(
-    levels: Sequence[ArrayLike], on_normal: ArrayLike, length: float, limit: float = HALF, draws: int = 400
+    levels: Sequence[ArrayLike], on_normal: ArrayLike, length: float, limit: float, draws: int
 ) -> float:
     """The share of shuffles of all three curves' points among the curves that pass the test of the level curves."""
     curves = [np.asarray(steps) for steps in (*levels, on_normal)]
@@ -306,13 +305,13 @@ class Found:
         """``varies_less`` of the level curves."""
         return varies_less(self.levels(tuning), self.on(NORMAL, "steps", tuning), self.length)
 
-    def order_by_chance(self, curve: str, measure: str, tuning: str, limit: float) -> float:
+    def order_by_chance(self, draws: int, curve: str, measure: str, tuning: str, limit: float) -> float:
         """``shuffled_order`` of C and a measure on a curve."""
-        return shuffled_order(self.plan.on(curve, self.plan.c), self.on(curve, measure, tuning), limit)
+        return shuffled_order(self.plan.on(curve, self.plan.c), self.on(curve, measure, tuning), limit, draws)
 
-    def level_by_chance(self, tuning: str) -> float:
+    def level_by_chance(self, draws: int, tuning: str) -> float:
         """``shuffled_curves`` of the normal and the level curves."""
-        return shuffled_curves(self.levels(tuning), self.on(NORMAL, "steps", tuning), self.length)
+        return shuffled_curves(self.levels(tuning), self.on(NORMAL, "steps", tuning), self.length, HALF, draws)
 
     def at_edge(self, curve: str, measure: str) -> int:
         """At how many of a curve's points the tuned learning rate is the first or the last of the grid."""

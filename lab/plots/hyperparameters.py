@@ -116,7 +116,7 @@ def chart() -> Figure:
     ax.plot(x, np.where(path < 9000, path, np.nan), color=figures.PALETTE[2], lw=1.4, label="normal curve")
     _popular(ax)
     ax.text(1.1, 15000, "updates\nbounded", color=figures.STABLE, va="center")
-    ax.text(40, 2.2, "updates may grow\nexponentially", color=figures.UNSTABLE, va="center")
+    ax.text(22, 2.2, "updates may grow\nexponentially", color=figures.UNSTABLE, va="center")
     ax.set(xlim=(0.9, 2500), ylim=(1, 6e4), xlabel="memory of the first moment, 1/(1 − γ) steps",
            ylabel="memory of the second moment, 1/(1 − β) steps")  # fmt: skip
     figures.plain_log(ax.xaxis, [1, 10, 100, 1000])
@@ -133,7 +133,7 @@ def _memory(rate: Array) -> Array:
 def _popular(ax: Axes) -> None:
     places = {"shorter second memory": ("right", -7, 0), "large language models": ("right", -7, 0),
               "equal, short": ("right", -7, 0), "default with β and γ exchanged": ("right", -7, 0),
-              "less momentum": ("left", 6, -13), "more momentum": ("left", 7, 0), "equal, long": ("left", 7, 0),
+              "less momentum": ("left", 6, -13), "more momentum": ("left", 7, 0), "equal, long": ("left", 6, 8),
               "RMSprop": ("left", 2, 12), "Adam's default": ("left", 6, 6)}  # fmt: skip
     for name, (beta, gamma) in POPULAR.items():
         colour = figures.STABLE if stability.coefficient(beta, gamma) > 0 else figures.UNSTABLE

@@ -20,7 +20,7 @@ from lab.experiments.hyperparameters import convnet_on_mnist1d, distances, level
 from lab.grid import grid
 from lab.measures import steps_to
 from lab.records import Result
-from lab.statistics import Estimate, Interval, mean, rank_correlation
+from lab.statistics import EVERYTHING, Estimate, Interval, mean, rank_correlation
 
 Array = NDArray[np.float64]
 Rows = list[tuple[str, ...]]
@@ -228,21 +228,32 @@ def factor(steps: ArrayLike) -> Array:
     return np.exp(np.abs(logs[..., first] - logs[..., second]).mean(axis=-1))
 
 
-def relative_variation(steps: ArrayLike, on_normal: ArrayLike, length: float) -> Array:
+def relative_variation(steps: ArrayLike, on_normal: ArrayLike) -> Array:
     """How much speed varies along a level curve, as a multiple of how much it does along the normal curve: (seeds,).
 
-    The ratio of the logarithms of ``factor``. ``steps`` and ``on_normal``, (seeds, points), are at most ``length``: at
-    that, a run never got there. On the normal curve this understates the variation, against the claim. A level curve
-    where it happens counts as varying at least as much as the normal curve, so that it never helps the claim.
+    The ratio of the logarithms of ``factor``; ``steps`` and ``on_normal``, (seeds, points), are at most the run's
+    length. On the normal curve this understates the variation, against the claim. 1 where nothing varies there.
     """
     level, normal = np.log(factor(steps)), np.log(factor(on_normal))
-    ratio = np.where(normal > 0, level / np.where(normal > 0, normal, 1.0), 1.0)
-    return np.where((np.asarray(steps) >= length).any(axis=-1), np.maximum(ratio, 1.0), ratio)
+    return np.where(normal > 0, level / np.where(normal > 0, normal, 1.0), 1.0)
 
 
 def varies_less(levels: Sequence[ArrayLike], on_normal: ArrayLike, length: float) -> Estimate:
-    """``relative_variation``, the mean over the level curves, and over seeds with Student's interval."""
-    return mean(np.mean([relative_variation(steps, on_normal, length) for steps in levels], axis=0))
+    """``relative_variation``, the mean over the level curves, and over seeds with Student's interval.
+
+    A run on a level curve that took the whole ``length`` never got there: its curve may vary more than it seems. The
+    interval's upper end takes such a curve to vary at least as much as the normal curve.
+    """
+    least = [relative_variation(steps, on_normal) for steps in levels]
+    missed = [(np.asarray(steps) >= length).any(axis=-1) for steps in levels]
+    most = [np.where(never, np.maximum(ratio, 1.0), ratio) for ratio, never in zip(least, missed, strict=True)]
+    low, high = mean(np.mean(least, axis=0)), mean(np.mean(most, axis=0))
+
+    def interval(level: float) -> Interval:
+        ends = [found.interval(level) if found.interval else EVERYTHING for found in (low, high)]
+        return min(ends[0][0], ends[1][0]), max(ends[0][1], ends[1][1])
+
+    return replace(low, interval=interval)
 
 
 # --- what chance would do ---

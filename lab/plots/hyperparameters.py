@@ -133,7 +133,7 @@ def _memory(rate: Array) -> Array:
 def _popular(ax: Axes) -> None:
     places = {"shorter second memory": ("right", -7, 0), "large language models": ("right", -7, 0),
               "equal, short": ("right", -7, 0), "default with β and γ exchanged": ("right", -7, 0),
-              "less momentum": ("left", 6, -13), "more momentum": ("left", 7, 0), "equal, long": ("left", 6, 8),
+              "less momentum": ("left", 6, -13), "more momentum": ("left", 7, 0), "equal, long": ("left", 7, 0),
               "RMSprop": ("left", 2, 12), "Adam's default": ("left", 6, 6)}  # fmt: skip
     for name, (beta, gamma) in POPULAR.items():
         colour = figures.STABLE if stability.coefficient(beta, gamma) > 0 else figures.UNSTABLE

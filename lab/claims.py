@@ -309,8 +309,10 @@ class Page:
         """How many experiments share the error probability of the corrected verdicts."""
         return max(1, sum(claim.kind == "experiment" for claim in self.claims.values()))
 
-    def judge(self, name: str, found: Estimate | float) -> None:
+    def judge(self, name: str, found: Estimate | float, remark: str = "") -> None:
         """Judge a predicted claim, once, by an estimate (``lab.statistics``) or a plain number.
+
+        ``remark`` says what a reader must know besides the verdict.
 
         Raises:
             ClaimError: the claim was not predicted, is judged already, presupposes one that is not judged yet, or the
@@ -325,7 +327,8 @@ class Page:
         if presupposed is not None and presupposed.verdict is None:
             raise ClaimError(f"{name}: judged before {presupposed.name}, which it presupposes")
         estimate = found if isinstance(found, Estimate) else Estimate(float(found))
-        self.claims[name] = claim.judged(estimate, self.family, presupposed)
+        judged = claim.judged(estimate, self.family, presupposed)
+        self.claims[name] = replace(judged, remark="; ".join(filter(None, (judged.remark, remark))))
         output = os.environ.get("KADAM_OUTPUT")
         if output:
             write_json(Path(output) / "claims.json", [asdict(claim) for claim in self.claims.values()])

@@ -233,6 +233,12 @@ def test_judged_claims_are_written_for_the_runner(page_with, tmp_path, monkeypat
     assert (written["measured"], written["n"], written["shown"]) == (0.8, 5, "4 of 5")
 
 
+def test_a_remark_stands_beside_the_verdict(page_with):
+    page = page_with({"kind": "experiment"})
+    page.judge("c", over(0.92, 0.96), remark="2 of 9 rates are at the grid's edge")
+    assert "not exactly; 2 of 9 rates are at" in claims.said(page.claims["c"])
+
+
 def test_texts_take_numbers_and_verdicts_from_claims(page_with):
     page = page_with({"kind": "experiment"})
     with pytest.raises(ClaimError, match="c: is no judged claim"):

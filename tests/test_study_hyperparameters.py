@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from lab import claims
-from lab.claims import Page, claim_of
+from lab.claims import claim_of
 from lab.statistics import Estimate, rank_correlation
 from lab.study import hyperparameters as study
 
@@ -235,13 +235,6 @@ def test_the_controls_fail_as_they_must_and_would_catch_a_broken_measure(monkeyp
     assert (
         verdict("control-level", study.shuffled_curves([even, even], normal, 1000, study.HALF, 20)) == "CONTROL BROKEN"
     )
-
-
-def test_a_remark_stands_beside_the_verdict():
-    page = Page("test")
-    page.claims["control-order"] = claim_of(TABLE["control-order"], LIMITS)
-    study.judge(page, "control-order", Estimate(0.02), "the grid is coarse")
-    assert claims.said(page.claims["control-order"]) == "fails, as it must (the grid is coarse)"
 
 
 def test_together_is_alone_can_fail():

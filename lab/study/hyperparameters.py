@@ -15,7 +15,6 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from kadam import stability
-from lab.claims import Page
 from lab.experiments.hyperparameters import convnet_on_mnist1d, distances, level_points, transformer_on_words
 from lab.grid import grid
 from lab.measures import steps_to
@@ -347,13 +346,6 @@ def found(
 ) -> Found:
     """The ``measured`` results of a task's sweep."""
     return Found(plan, measured(trained(task, plan.points, lrs, seeds, steps, every), target))
-
-
-def judge(page: Page, name: str, estimate: Estimate, remark: str = "") -> None:
-    """Judge a claim, and say beside its verdict what a reader must know."""
-    page.judge(name, estimate)
-    claim = page.claims[name]
-    page.claims[name] = replace(claim, remark="; ".join(filter(None, (claim.remark, remark))))
 
 
 # --- tables ---

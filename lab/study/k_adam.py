@@ -356,8 +356,8 @@ def equal_sizes(data: xr.Dataset, shared_lr: float, names: Sequence[str]) -> dic
     adam = size.sel(arm="Adam")
     return {
         name: (
-            round(lr_of_size(shared_lr * size.sel(arm=name, lr=shared_lr).values[()], lrs, adam.values), 9),
-            round(lr_of_size(rate * adam.sel(lr=rate).values[()], lrs, size.sel(arm=name).values), 9),
+            round(lr_of_size(shared_lr * size.sel(arm=name, lr=shared_lr).item(), lrs, adam.values), 9),
+            round(lr_of_size(rate * adam.sel(lr=rate).item(), lrs, size.sel(arm=name).values), 9),
         )
         for name in names
     }

@@ -25,6 +25,7 @@ from lab.statistics import Estimate, regression, share
 Array = NDArray[np.float64]
 Pair = tuple[float, float]
 Settings = dict[str, Any]
+Rows = list[tuple[str, ...]]
 
 DEFAULT: Pair = (0.999, 0.9)  # beta, gamma
 LEAST, MOST = -0.048, 0.2  # the values of C between which the points of the normal curve lie
@@ -33,6 +34,10 @@ GROWN = 20.0  # a largest update above this has grown; inside the exact edge no 
 VANISHED = 0.01  # of the first moment: what the last gradients of a vanished coordinate add to it
 FEW = 0.05  # share of a plane: no more than this is "hardly any", this or more is "some"
 LAST_STEPS = 50  # of a single pass, over which its loss is taken: the text is new, so it is loss on unseen text
+SHORT_GAMMAS = (0.5, 0.7)  # short memories, where the two edges lie far apart
+POSITIONS = (-1.0, -0.5, -0.25, 0.5)
+BLOCKS = 8  # of text: a full gradient is over all of them
+DEFAULT_LRS = [0.004, 0.008, 0.016]  # among which the default is tuned
 QUADRATIC_LRS = [1e-3, 1e-1, 1.0]
 ATTAINING: list[Pair] = [(0.999, 0.9), (0.95, 0.9), (0.9, 0.97), (0.9523, 0.9987)]  # where the bound is attained
 
@@ -77,9 +82,9 @@ def normal_curve(outside: int, inside: int) -> Points:
     return Points(*stability.normal_curve_at(np.concatenate([below, above])))
 
 
-def across_the_edges(gammas: Sequence[float], positions: Sequence[float]) -> Points:
-    """For every gamma, betas at ``positions`` on the way from gamma^2 = beta, position 0, to C = 0, position 1."""
-    gamma, position = (x.ravel() for x in np.meshgrid(gammas, positions, indexing="ij"))
+def across_the_edges() -> Points:
+    """For each of ``SHORT_GAMMAS``, betas at ``POSITIONS``, which count from gamma^2 = beta (0) to C = 0 (1)."""
+    gamma, position = (x.ravel() for x in np.meshgrid(SHORT_GAMMAS, POSITIONS, indexing="ij"))
     exact = gamma**2
     return Points(exact + position * (stability.level_curve(gamma) - exact), gamma)
 
@@ -97,26 +102,26 @@ def runs(label: str, settings: Mapping[Any, Settings], seeds: Iterable[int], **c
     """Transformers on words: axes ``point`` (the keys of ``settings``), ``seed``, then ``step``, then ``watched``."""
     dims = {"largest_update": ["step"], "loss": ["step"], "gradients": ["step", "watched"],
             "updates": ["step", "watched"], "carriers": ["watched"]}  # fmt: skip
-    return grid(transformer_on_words, label, {"point": settings, "seed": list(seeds)}, dims, **common)
+    return grid(transformer_on_words, label, {"point": settings, "seed": [int(seed) for seed in seeds]}, dims, **common)
 
 
-def variations(at: Pair, lr: float, blocks: int) -> dict[str, Settings]:
+def variations(at: Pair, lr: float) -> dict[str, Settings]:
     """What should not change the growth at a point, and k-Adam with it as the last and as the first of two stages."""
     here, default = list(at), list(DEFAULT)
     return {
         "float64": dict(pairs=[here], lr=lr, dtype="float64"),
         "learning rate × 1/4": dict(pairs=[here], lr=lr / 4),
         "learning rate × 4": dict(pairs=[here], lr=4 * lr),
-        "full gradients": dict(pairs=[here], lr=lr, blocks=blocks, batch=blocks),
+        "full gradients": dict(pairs=[here], lr=lr, blocks=BLOCKS, batch=BLOCKS),
         "weight decay 0.1": dict(pairs=[here], lr=lr, weight_decay=0.1),
         "2-Adam, last stage outside": dict(pairs=[default, here], lr=lr),
         "2-Adam, last stage inside": dict(pairs=[here, default], lr=lr),
     }
 
 
-def tunings(at: Pair, lrs: Sequence[float], epsilons: Sequence[float]) -> dict[str, Settings]:
-    """Every learning rate with every eps at one point."""
-    return {f"ε = {eps:g}, η = {lr:g}": dict(pairs=[list(at)], lr=lr, eps=eps) for eps in epsilons for lr in lrs}
+def tunings(at: Pair, lrs: Sequence[float], eps: float) -> dict[str, Settings]:
+    """Every learning rate at one point."""
+    return {f"ε = {eps:g}, η = {lr:g}": dict(pairs=[list(at)], lr=lr, eps=eps) for lr in lrs}
 
 
 def quadratic(side: int, steps: int, seeds: Iterable[int]) -> xr.Dataset:
@@ -130,6 +135,13 @@ def quadratic(side: int, steps: int, seeds: Iterable[int]) -> xr.Dataset:
     return found.assign_coords(lr=QUADRATIC_LRS, beta=axis, gamma=axis)
 
 
+def on_points(found: xr.Dataset) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of quadratics, each (seeds, lrs, points): does the update still grow, does the loss diverge, has it ``GROWN``."""
+    names = ("update_grows", "loss_diverges", "largest_update")
+    grows, diverges, largest = (found[name].stack(point=("beta", "gamma")).values for name in names)
+    return grows, diverges, largest > GROWN
+
+
 def finished(found: xr.Dataset) -> xr.Dataset:
     """The seeds all of whose runs finished: a run that diverged has no growth."""
     whole = (found["outcome"] == "finished").all("point")
@@ -139,7 +151,7 @@ def finished(found: xr.Dataset) -> xr.Dataset:
 # --- the bound ---
 
 
-def ratio_of_hostile(batches: int, count: int = 20_000, steps: int = 200) -> float:
+def ratio_of_hostile(batches: int = 5, count: int = 20_000, steps: int = 200) -> float:
     """The largest |u_n| over the exact bound, n >= 1, of gradient sequences made to break it."""
     generator = np.random.default_rng(0)
     ratios = [ratio_to_bound(*hostile_sequences(count, steps, generator))[1:].max() for _ in range(batches)]
@@ -331,6 +343,31 @@ def tuned(of: ArrayLike) -> Array:
 
 
 def best_at_edge(of: ArrayLike, lrs: Sequence[float]) -> bool:
-    """Whether the best setting in the mean, of (epsilons x lrs, seeds), has the first or the last learning rate."""
-    best = int(np.asarray(of, dtype=float).mean(axis=1).argmin()) % len(lrs)
+    """Whether the best learning rate in the mean, of (lrs, seeds), is the first or the last."""
+    best = int(np.asarray(of, dtype=float).mean(axis=1).argmin())
     return best in (0, len(lrs) - 1)
+
+
+# --- tables ---
+
+
+def curve_rows(points: Points, measured: Array, lost: Array) -> Rows:
+    """Of every point its place, both rates, and mean growth and loss, (points, seeds)."""
+    columns = (points.c, *zip(*points.pairs, strict=True), -points.c / 2, points.rate, measured.mean(1), lost.mean(1))
+    digits = (3, 5, 5, 4, 4, 4, 1)
+    return [
+        tuple(f"{x:.{places}f}" for x, places in zip(row, digits, strict=True)) for row in zip(*columns, strict=True)
+    ]
+
+
+def quadratic_rows(diverges: ArrayLike, large: ArrayLike, points: Points) -> Rows:
+    """Of every learning rate the shares of points, median of the seeds; arguments have shape (seeds, lrs, points)."""
+    beyond = points.rate > 0
+    parts = [np.asarray(large)[..., beyond], np.asarray(diverges)[..., beyond], np.asarray(diverges)[..., ~beyond]]
+    shares = [np.median(part.mean(axis=-1), axis=0) for part in parts]
+    return [(f"{lr:g}", *(f"{each[i]:.1%}" for each in shares)) for i, lr in enumerate(QUADRATIC_LRS)]
+
+
+def mean_losses(found: xr.Dataset) -> list[tuple[str, float]]:
+    """Every setting with its loss, mean of the seeds."""
+    return list(zip(found["point"].values.tolist(), losses(found).mean(axis=1).tolist(), strict=True))

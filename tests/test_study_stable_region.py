@@ -203,6 +203,9 @@ def test_variations_change_one_thing_each():
     assert varied["2-Adam, last stage outside"]["pairs"] == [[0.999, 0.9], list(at)]
     assert varied["2-Adam, last stage inside"]["pairs"] == [list(at), [0.999, 0.9]]
     assert varied["learning rate × 4"]["lr"] / varied["learning rate × 1/4"]["lr"] == 16
+    assert SHORT.pairs[study.STRONG] == pytest.approx((0.4415, 0.7), abs=1e-4)
+    full = study.full_gradients(at, 1e-3)
+    assert full["batch"] == full["blocks"] == study.BLOCKS
     assert all(len(given) <= 4 and given["pairs"][0] in (list(at), [0.999, 0.9]) for given in varied.values())
 
 

@@ -88,7 +88,7 @@ def edges(points: Points, measured: Array) -> Figure:
         ax.axvspan(gamma**2, paper, color="0.93", zorder=0)
         top = 1.5 * values.max()
         ax.set(xlabel="β", ylabel=SLOPE if ax is axes[0, 0] else "", title=f"γ = {gamma:g}", ylim=(-0.1 * top, top))
-    axes[0, 0].legend(loc="upper right")
+    axes[0, 0].legend(loc="center left", bbox_to_anchor=(0, 0.25), frameon=True)
     return fig
 
 
@@ -127,7 +127,7 @@ def quadratic(found: xr.Dataset) -> Figure:
     )
     for ax, values, most, label in panels:
         image = ax.pcolormesh(axis, axis, values, cmap="cividis", shading="nearest", vmin=0, vmax=most)
-        fig.colorbar(image, ax=ax, label=label, location="bottom")
+        fig.colorbar(image, ax=ax, label=label, location="bottom", ticks=range(int(most) + 1))
         _edges_on(ax)
     left.set(title=f"learning rate {found['lr'].values[0]:g}")
     right.set(title=f"of the rates {rates}", ylabel="")
@@ -168,7 +168,7 @@ def saturation(epsilons: Sequence[float], largest: Array, free: Array, ended: Ar
     line = eps[first:]
     level = float(largest[first].mean())
     ax.plot(line, level * (line / line[0]) ** -exponent, **figures.THEORY, label=f"ε^(−p), p = {exponent:.2f}")
-    ax.set(xscale="log", yscale="log", xlabel="ε", ylabel="largest update of the run", ylim=(0.5, None))
+    ax.set(xscale="log", yscale="log", xlabel="ε", ylabel="largest update of the run")
     ax.legend()
     return fig
 

@@ -36,6 +36,7 @@ FEW = 0.05  # share of a plane: no more than this is "hardly any", this or more 
 LAST_STEPS = 50  # of a single pass, over which its loss is taken: the text is new, so it is loss on unseen text
 SHORT_GAMMAS = (0.5, 0.7)  # short memories, where the two edges lie far apart
 POSITIONS = (-1.0, -0.5, -0.25, 0.5)
+STRONG = 4  # among these points: gamma = 0.7 at position -1
 BLOCKS = 8  # of text: a full gradient is over all of them
 DEFAULT_LRS = [0.004, 0.008, 0.016]  # among which the default is tuned
 QUADRATIC_LRS = [1e-3, 1e-1, 1.0]
@@ -112,11 +113,15 @@ def variations(at: Pair, lr: float) -> dict[str, Settings]:
         "float64": dict(pairs=[here], lr=lr, dtype="float64"),
         "learning rate × 1/4": dict(pairs=[here], lr=lr / 4),
         "learning rate × 4": dict(pairs=[here], lr=4 * lr),
-        "full gradients": dict(pairs=[here], lr=lr, blocks=BLOCKS, batch=BLOCKS),
         "weight decay 0.1": dict(pairs=[here], lr=lr, weight_decay=0.1),
         "2-Adam, last stage outside": dict(pairs=[default, here], lr=lr),
         "2-Adam, last stage inside": dict(pairs=[here, default], lr=lr),
     }
+
+
+def full_gradients(at: Pair, lr: float) -> Settings:
+    """A run without gradient noise: every step reads the whole text, of ``BLOCKS`` blocks."""
+    return dict(pairs=[list(at)], lr=lr, blocks=BLOCKS, batch=BLOCKS, dtype="float64")
 
 
 def tunings(at: Pair, lrs: Sequence[float], eps: float) -> dict[str, Settings]:

@@ -129,7 +129,7 @@ def tunings(at: Pair, lrs: Sequence[float], eps: float) -> dict[str, Settings]:
     return {f"ε = {eps:g}, η = {lr:g}": dict(pairs=[list(at)], lr=lr, eps=eps) for lr in lrs}
 
 
-def quadratic(side: int, steps: int, seeds: Iterable[int]) -> xr.Dataset:
+def quadratic(side: int, seeds: Iterable[int], steps: int = 1000) -> xr.Dataset:
     """Adam on a convex quadratic over the plane at ``QUADRATIC_LRS``; axes ``seed``, ``lr``, ``beta``, ``gamma``."""
     axis = np.linspace(0.02, 0.98, side).tolist()
     names = ("update_grows", "loss_diverges", "largest_update", "diverged_at", "largest_last", "slope", "final_loss")
@@ -156,7 +156,7 @@ def finished(found: xr.Dataset) -> xr.Dataset:
 # --- the bound ---
 
 
-def ratio_of_hostile(batches: int = 5, count: int = 20_000, steps: int = 200) -> float:
+def ratio_of_hostile(batches: int, count: int = 20_000, steps: int = 200) -> float:
     """The largest |u_n| over the exact bound, n >= 1, of gradient sequences made to break it."""
     generator = np.random.default_rng(0)
     ratios = [ratio_to_bound(*hostile_sequences(count, steps, generator))[1:].max() for _ in range(batches)]

@@ -88,7 +88,7 @@ def edges(points: Points, measured: Array) -> Figure:
         ax.axvspan(gamma**2, paper, color="0.93", zorder=0)
         top = 1.5 * values.max()
         ax.set(xlabel="β", ylabel=SLOPE if ax is axes[0, 0] else "", title=f"γ = {gamma:g}", ylim=(-0.1 * top, top))
-    axes[0, 0].legend(loc="center left", bbox_to_anchor=(0, 0.25), frameon=True)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
 

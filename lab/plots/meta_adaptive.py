@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from kadam.invariance import LAWS, momentum_factor
 from lab import figures
@@ -68,7 +69,9 @@ def assumptions(calm: xr.Dataset, found: Mapping[str, xr.Dataset]) -> Figure:
         free = (1 - g**lags) * momentum_factor(g) if g else lags > 0
         left.plot(lags, free, label="uncorrelated" if g == calm.gamma.values[-1] else None, **figures.THEORY)
     left.axhline(0, label="Assumption 1", **PAPER)
-    left.set(yscale="symlog", xlabel="lag (steps)", ylabel="−⟨W(t), g(t − lag)⟩ / (η‖u‖²√v)", title="Assumption 1")
+    left.set(yscale="symlog", xlabel="lag (steps)", ylabel="−⟨W(t), g(t − lag)⟩ / (η‖u‖²√v)", title="Assumption 1",
+             ylim=(-0.5, None))  # fmt: skip
+    left.yaxis.set_minor_locator(NullLocator())
     left.set_yticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     ends = []
     for task, each in found.items():
@@ -111,7 +114,7 @@ def sphere(found: xr.Dataset) -> Figure:
     """On the sphere: the angle to the real directions, and the length of the path, by the law that gives the norm."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.8))
     for law in SPHERE_LAWS[1:]:
-        name = "true ‖W‖, start turned" if law == "nudged" else f"{law} law"
+        name = {"nudged": "true ‖W‖, start turned", "paper": "paper's law"}.get(law, f"{law} law")
         for ax, top, bottom in ((left, "apart", "travelled"), (right, "length", "real_length")):
             values = (found[top].sel(law=law) / found[bottom]).mean("weight").transpose("seed", "step").values
             figures.band(ax, found.step.values, values, color=COLOURS[law], label=name)
@@ -140,8 +143,7 @@ def direct(found: Mapping[str, xr.Dataset]) -> Figure:
         figures.plain_log(left.xaxis, ticks[:: 1 + len(ticks) // 5])
         left.set(xlabel="learning rate η", ylabel="test loss (nats)", title=task,
                  ylim=(least - 0.3 * (most - least), top))  # fmt: skip
-        right.set(yticks=range(len(ARMS)), yticklabels=[], xlabel="test loss at tuned η", title=task)
+        right.set(yticks=[], ylim=(len(ARMS) - 0.4, -0.6), xlabel="test loss at tuned η (nats)", title=task)
         right.locator_params(axis="x", nbins=5)
-        right.invert_yaxis()
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig

@@ -324,7 +324,7 @@ def inner_rows(found: Mapping[str, xr.Dataset]) -> Rows:
         for gamma in each.gamma.values:
             at = means.sel(gamma=gamma)
             values = (2 * gamma / (1 - gamma), float(at.inner_lag), float(at.inner))
-            rows.append((task, f"{gamma:g}", "0", *(f"{value + 0.0:.2f}" for value in values)))
+            rows.append((task, f"{gamma:g}", "0", *(f"{round(value, 2) + 0.0:.2f}" for value in values)))
     return rows
 
 
@@ -465,7 +465,7 @@ def lengths(found: xr.Dataset, law: str) -> Array:
 
 def sphere_rows(found: xr.Dataset) -> Rows:
     """For a table: every law, the angle at the end over the angle travelled, the length over the real one."""
-    names = {"identity": "true ‖W‖", "nudged": "true ‖W‖, start turned by 0.001"}
+    names = {"identity": "true ‖W‖", "nudged": "true ‖W‖, start turned by 0.001", "paper": "paper's law"}
     return [
         (names.get(law, f"{law} law"), _with_interval(apart(found, law), ".3f"),
          _with_interval(lengths(found, law), ".3f"))

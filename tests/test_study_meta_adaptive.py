@@ -48,6 +48,8 @@ def test_cosine_and_inverse_error_have_known_answers():
 
 def test_layers_hold_and_no_layer_does_not():
     tried = study.layers_tried()
+    rows = {row[0]: row[1:] for row in study.layer_rows(tried)}
+    assert rows["LayerNorm"] == ("0", "0", "0") and "0" not in rows["no layer"]
     for name in study.LAYERS:
         assert verdict("orthogonal", tried[name][0]) == verdict("inverse-gradient", tried[name][1]) == "holds"
         assert verdict("control-no-layer", tried[name][0]) == "CONTROL BROKEN"

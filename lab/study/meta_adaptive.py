@@ -67,7 +67,7 @@ LAYERS: dict[str, Norm] = {
     "RMSNorm": lambda y: F.rms_norm(y, (12,), eps=0.0),
     "query norm": _query_norm,
 }
-BROKEN = ("bias before the layer", "residual path before the layer", "no layer")
+BROKEN = ("a bias, then LayerNorm", "a residual path, then LayerNorm", "no layer")
 
 
 def layers_tried() -> dict[str, tuple[float, float, float]]:
@@ -93,13 +93,18 @@ def layers_tried() -> dict[str, tuple[float, float, float]]:
 
     layer, usual = LAYERS["LayerNorm"], nn.LayerNorm(12).double()
     return {name: tried(norm) for name, norm in LAYERS.items()} | {
-        "scale and shift behind the layer": tried(lambda y: F.layer_norm(y, (12,), x[0].abs(), x[1], eps=0.0)),
-        "layer's ε = 1e-5": tried(usual),
-        "layer's ε = 1e-5, W / 100": tried(usual, 0.01 * weight),
-        "bias before the layer": tried(layer, before=bias),
-        "residual path before the layer": tried(layer, before=x),
+        "LayerNorm, then scale and shift": tried(lambda y: F.layer_norm(y, (12,), x[0].abs(), x[1], eps=0.0)),
+        "LayerNorm, ε = 1e-5": tried(usual),
+        "LayerNorm, ε = 1e-5, W / 100": tried(usual, 0.01 * weight),
+        "a bias, then LayerNorm": tried(layer, before=bias),
+        "a residual path, then LayerNorm": tried(layer, before=x),
         "no layer": tried(lambda y: y),
     }
+
+
+def layer_rows(tried: Mapping[str, tuple[float, float, float]]) -> Rows:
+    """For a table: what ``layers_tried`` returns; what rounding decides is shown as 0."""
+    return [(name, *(f"{x:.0e}" if x > 1e-12 else "0" for x in row)) for name, row in tried.items()]
 
 
 def cosine(w: Tensor, g: Tensor) -> float:
@@ -123,7 +128,7 @@ def finder_errors() -> int:
     for norm in ("layer", "none"):
         torch.manual_seed(0)
         for model, x, y, expected in (
-            (Perceptron(norm=norm), parts.x[:200], parts.y[:200], of_perceptron),
+            (Perceptron(norm=norm), parts.x[:100], parts.y[:100], of_perceptron),
             (BranchNormTransformer(50, 16, layers=1, norm=norm), tokens, following, of_transformer),
         ):
             wrong += misfits(_found(model, x, y), expected if norm == "layer" else {})

@@ -484,6 +484,6 @@ def measured(claim: Claim) -> str:
 
 
 def brief(claim: Claim) -> str:
-    """The same, as prose takes it: two or three digits."""
+    """The same, as prose takes it: three digits."""
     value = claim.shown or f"{claim.measured:.3g}"
-    return value if claim.interval is None else f"{value} [{claim.interval[0]:.2g}, {claim.interval[1]:.2g}]"
+    return value if claim.interval is None else f"{value} [{claim.interval[0]:.3g}, {claim.interval[1]:.3g}]"

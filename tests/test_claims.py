@@ -244,7 +244,7 @@ def test_texts_take_numbers_and_verdicts_from_claims(page_with):
     with pytest.raises(ClaimError, match="c: is no judged claim"):
         page.filled("{c}")
     page.judge("c", over(0.95, 1.0625))
-    assert page.filled("{c}, {c.value}: {c.verdict}.") == "1.01 [0.95, 1.1], 1.01: *reproduced at small scale*."
+    assert page.filled("{c}, {c.value}: {c.verdict}.") == "1.01 [0.95, 1.06], 1.01: *reproduced at small scale*."
     with pytest.raises(ClaimError, match="d: is no judged claim"):
         page.filled("{d.verdict}")
 

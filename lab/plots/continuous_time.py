@@ -70,7 +70,14 @@ def orders(errors: xr.DataArray, pairs: Sequence[str]) -> Figure:
     for ax, pair in zip(axes, pairs, strict=True):
         found = errors.sel(pair=pair)
         for i, model in enumerate(found.model.values):
-            ax.loglog(counts, found.sel(model=model), marker="o^sD"[i], color=figures.PALETTE[i], ms=5, label=model)
+            ax.loglog(
+                counts,
+                found.sel(model=model),
+                marker="o^sD"[i],
+                color=figures.PALETTE[(4, 0, 2, 1)[i]],
+                ms=5,
+                label=model,
+            )
         for power, anchor in ((1, "paper's equation"), (2, "matched memory")):
             ax.loglog(
                 counts, float(found.sel(model=anchor)[0]) * (counts[0] / counts) ** power, **figures.THEORY, zorder=0
@@ -79,7 +86,7 @@ def orders(errors: xr.DataArray, pairs: Sequence[str]) -> Figure:
         figures.plain_log(ax.xaxis, counts.tolist())
     axes[0].plot([], [], **figures.THEORY, label="orders 1 and 2")
     axes[0].set(ylabel="largest difference to the algorithm")
-    axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center right", bbox_to_anchor=(1.0, 0.6))
+    axes[0].legend(loc="lower left")
     return fig
 
 

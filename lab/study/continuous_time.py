@@ -25,13 +25,13 @@ from kadam.update import Stage
 from lab.experiments.continuous_time import distance_to_flow, edge, tracking
 from lab.grid import grid
 from lab.problems import Problem, algorithm, error_over_distance, logistic, sharpness, transformer
-from lab.statistics import EVERYTHING, Estimate, share
+from lab.statistics import Estimate, share
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Rows = list[tuple[str, ...]]
 
-EDGE = 38.0  # of Adam at gamma = 0.9: 2 (1 + gamma) / (1 - gamma)
+EDGE, PAPER_EDGE = 38.0, 1 + 1 / 0.9  # of Adam, and of the paper's equation, at gamma = 0.9
 LIMIT, COARSE = 0.01, 0.05  # of the distance: two lines in one; at the large rate the integrator itself may be 1 % off
 DONE = "reached end"
 LONG = "β = 0.999, γ = 0.9"
@@ -154,6 +154,12 @@ def largest_until(error: ArrayLike, at: ArrayLike, k: ArrayLike, edge: float) ->
     return np.array(found)
 
 
+def within_until(error: ArrayLike, measured: xr.Dataset, edge: float, limit: float) -> Estimate:
+    """Of the seeds in which K comes to ``edge``, those in which the error stays within ``limit`` until then."""
+    k = measured.sharpness
+    return seeds_of(largest_until(error, measured["at"], k, edge) <= limit, comes_to(k, edge))
+
+
 def closer(one: ArrayLike, other: ArrayLike, factor: float = 5.0) -> Mask:
     """Whether the largest error of ``one`` is at most that of ``other`` over ``factor``; never if it gave up."""
     first, second = np.asarray(one, dtype=float), np.asarray(other, dtype=float)
@@ -165,8 +171,14 @@ def seeds_of(holds: ArrayLike, among: ArrayLike | None = None) -> Estimate:
     yes = np.asarray(holds, dtype=bool)
     asked = np.ones_like(yes) if among is None else np.asarray(among, dtype=bool)
     if not asked.any():
-        return Estimate(0.0, lambda level: EVERYTHING, len(yes), shown="in no seed")
+        return Estimate(0.0, lambda level: (0.0, 1.0), len(yes), shown="none to ask")
     return share(int((yes & asked).sum()), int(asked.sum()))
+
+
+def counted(holds: ArrayLike) -> Estimate:
+    """In what share of these very seeds it ``holds``, without an interval: what a control asks."""
+    yes = np.asarray(holds, dtype=bool)
+    return Estimate(float(yes.mean()), None, len(yes), shown=f"{yes.sum()} of {len(yes)}")
 
 
 def bends_alike(discrete: ArrayLike, last: int = 50) -> Array:
@@ -182,16 +194,24 @@ def bends_alike(discrete: ArrayLike, last: int = 50) -> Array:
 
 
 def edge_rows(runs: Mapping[str, tuple[xr.Dataset, xr.Dataset]]) -> Rows:
-    """Of every learning rate, its flows and its K: the largest K, the bends of Adam's path at the end, the error there."""
+    """Of every learning rate, with its flows and its K: when K and the flow's error rise, and how Adam's path bends."""
     rows: Rows = []
     for label, (flow, measured) in runs.items():
-        end = at_the_end(flow.error, done(flow.outcome))
-        most, bends = measured.sharpness.values.max(axis=1), bends_alike(flow.discrete)
-        shown = f"{np.median(end[np.isfinite(end)]):.1e}" if np.isfinite(end).any() else "–"
-        rows.append(
-            (label, _spread(most, ".1f"), _spread(bends, "+.2f"), shown, f"{np.isinf(end).sum()} of {len(end)}")
-        )
+        came, k = done(flow.outcome), measured.sharpness.values
+        there = np.where(comes_to(k, EDGE / 2), measured["at"].values[0][(k >= EDGE / 2).argmax(axis=1)], np.inf)
+        lost = first_beyond(flow.error, came, COARSE)
+        bends = bends_alike(flow.discrete)
+        rows.append((label, _spread(k.max(axis=1), ".1f"), _steps(there), _steps(lost), _spread(bends, "+.2f"),
+                     f"{(~came).sum()} of {len(came)}"))  # fmt: skip
     return rows
+
+
+def _steps(values: Array) -> str:
+    """Median and range of the steps at which something happened, and how often."""
+    happened = values[np.isfinite(values)]
+    if not len(happened):
+        return "never"
+    return _spread(happened, ".0f") + ("" if len(happened) == len(values) else f", {len(happened)} of {len(values)}")
 
 
 def _spread(values: Array, form: str) -> str:

@@ -65,7 +65,7 @@ def _limit(ax: Axes, value: float) -> None:
 
 def orders(errors: xr.DataArray, pairs: Sequence[str]) -> Figure:
     """Largest difference to the algorithm over the number of steps, a panel for each of ``pairs``."""
-    fig, axes = plt.subplots(1, len(pairs), figsize=(8, 3.7), sharey=True)
+    fig, axes = plt.subplots(1, len(pairs), figsize=(8, 4.2), sharey=True)
     counts = errors["count"].values
     for ax, pair in zip(axes, pairs, strict=True):
         found = errors.sel(pair=pair)
@@ -86,7 +86,7 @@ def orders(errors: xr.DataArray, pairs: Sequence[str]) -> Figure:
         figures.plain_log(ax.xaxis, counts.tolist())
     axes[0].plot([], [], **figures.THEORY, label="orders 1 and 2")
     axes[0].set(ylabel="largest difference to the algorithm")
-    axes[0].legend(loc="lower left")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 

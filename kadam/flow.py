@@ -204,12 +204,12 @@ class Flow:
         return len(self.memories)
 
     def step(self, theta: Tensor, moments: Sequence[Moments], grad: Tensor, n: int) -> tuple[Tensor, list[Moments]]:
-        """The discrete face: step n = 1, 2, ... of the algorithm from ``theta`` with the gradient ``grad`` there."""
+        """Step n = 1, 2, ... of the algorithm, from ``theta`` with the gradient ``grad`` there."""
         new = update.cascade(grad, moments, n, self.stages, self.eps)
         return update.apply(theta, new[-1], n, self.stages[-1], self.lr, self.weight_decay, self.eps), new
 
     def respond(self, t: float | Tensor, grad: Tensor, remember: Remember) -> Response:
-        """The continuous face of ``step``: the update at time ``t``, from the gradient there and the memories.
+        """The update of the model at time ``t``, from the gradient there and the memories.
 
         Args:
             t: time, a float, or a tensor that broadcasts against ``grad`` (best in float64, whatever the gradient's).

@@ -174,8 +174,8 @@ class Claim:
         return self.held if inside else missed if outside else "inconclusive"
 
     def _not_exactly(self, verdict: str) -> str:
-        """A word on claims that hold within their limits, and for certain not exactly."""
-        if self.interval is None or self.predicted is None or verdict not in HELD:
+        """A word on claims that hold within their limits, and for certain not exactly; a count says it by itself."""
+        if self.interval is None or self.predicted is None or verdict not in HELD or self.shown:
             return ""
         low, high = self.interval
         if low <= self.predicted <= high:

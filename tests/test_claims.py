@@ -107,6 +107,8 @@ def test_what_holds_within_its_limits_and_not_exactly_says_so():
     assert "within ±0.05, and for certain not exactly" in claims.said(zero)
     assert claim(predicted="1").judged(over(0.95, 1.05)).remark == ""
     assert claim(predicted="").judged(over(0.92, 0.96)).remark == ""
+    counted = Estimate(1.0, lambda level: (1.0, 1.0), 3, shown="4 of 4")
+    assert claim(predicted="0.95").judged(counted).remark == ""
 
 
 @pytest.mark.parametrize("kind", ["theorem", "parity"])

@@ -13,8 +13,10 @@ control        a setting in which the claim must fail: ``fails, as it must`` if 
                is not accepted, else ``CONTROL BROKEN``
 experiment     over seeds: the words in ``held`` if the whole interval is accepted, ``not reproduced`` (of a claim
                of ours: ``not as predicted``) if none of it is, ``inconclusive`` if a part is,
-               ``too few seeds`` below ``min_seeds``; ``not decidable`` if the claim it presupposes did not hold
-measurement    one number without seeds: ``as predicted`` or ``not as predicted``
+               ``too few seeds`` below ``min_seeds``; ``not decidable`` if the claim it presupposes did not hold;
+               ``within its limits`` in place of ``as predicted`` where the interval leaves the predicted number out
+measurement    one number without seeds, with the same words
+(both)         ``fits, formed afterwards`` if the claim was formed after its runs, and holds
 illustration   ``shown, not judged``; it counts nowhere
 =============  ==========================================================================
 
@@ -46,6 +48,7 @@ KNOWN = {
     "prior": "before any run", "trial": "after trial runs on other seeds", "post hoc": "after its own runs",
 }  # fmt: skip
 HELD = ("reproduced", "reproduced at small scale", "refined", "as predicted")
+LOOSELY, AFTERWARDS = "within its limits", "fits, formed afterwards"  # held, but not as a prediction would
 BROKEN = ("VIOLATED", "CONTROL BROKEN")
 LEVEL = 0.95
 FIRST = ("answer", "figure", "caption", "verdicts")  # what the first screen shows
@@ -116,7 +119,7 @@ class Claim:
 
     @property
     def has_held(self) -> bool:
-        return self.verdict in (*HELD, "holds", "fails, as it must")
+        return self.verdict in (*HELD, LOOSELY, AFTERWARDS, "holds", "fails, as it must")
 
     @property
     def is_prediction(self) -> bool:
@@ -152,7 +155,13 @@ class Claim:
             return replace(known, verdict="not decidable", corrected_verdict="not decidable", remark=remark)
         verdict = self._verdict(interval or (measured, measured), estimate.n)
         later = self._verdict(corrected, estimate.n) if self.kind == "experiment" and corrected else ""
-        return replace(known, verdict=verdict, corrected_verdict=later, remark=known._not_exactly(verdict))
+        if later and enough and presupposed is not None:
+            jointly = replace(presupposed, verdict=presupposed.corrected_verdict or presupposed.verdict)
+            later = later if jointly.has_held else "not decidable"
+        remark = known._not_exactly(verdict)
+        if remark and verdict == "as predicted":
+            verdict = LOOSELY
+        return replace(known, verdict=verdict, corrected_verdict=later, remark=remark)
 
     def _verdict(self, interval: Interval, n: int | None) -> str:
         low, high = interval
@@ -160,6 +169,9 @@ class Claim:
         inside = least <= low and high <= most
         outside = high < least or low > most
         missed = "not as predicted" if self.whose == "ours" else "not reproduced"
+        enough = self.kind == "measurement" or (n or 0) >= self.min_seeds
+        if self.kind in ("experiment", "measurement") and self.known == "post hoc" and inside and enough:
+            return AFTERWARDS
         match self.kind:
             case "illustration":
                 return "shown, not judged"
@@ -168,21 +180,22 @@ class Claim:
             case "theorem" | "parity":
                 return "holds" if inside else "VIOLATED"
             case "measurement":
-                return "as predicted" if inside else "not as predicted"
+                return self.held if inside else missed
         if (n or 0) < self.min_seeds:
             return "too few seeds"
         return self.held if inside else missed if outside else "inconclusive"
 
     def _not_exactly(self, verdict: str) -> str:
         """A word on claims that hold within their limits, and for certain not exactly; a count says it by itself."""
-        if self.interval is None or self.predicted is None or verdict not in HELD or self.shown:
+        if self.interval is None or self.predicted is None or verdict not in (*HELD, AFTERWARDS) or self.shown:
             return ""
         low, high = self.interval
         if low <= self.predicted <= high:
             return ""
         off = max(abs(low - self.predicted), abs(high - self.predicted))
         size = f"{100 * off / abs(self.predicted):.2g} %" if self.predicted else f"{off:.2g}"
-        return f"holds within ±{size}, and for certain not exactly"
+        jointly = self.corrected is not None and not self.corrected[0] <= self.predicted <= self.corrected[1]
+        return f"holds within ±{size}, and {'for certain' if jointly else 'by this interval'} not exactly"
 
 
 def _bounds(accept: tuple[float | None, float | None]) -> Interval:
@@ -479,11 +492,19 @@ def accepted(claim: Claim) -> str:
 
 def measured(claim: Claim) -> str:
     """Measured value, in words where it has some, with its interval."""
-    value = claim.shown or f"{claim.measured:.4g}"
-    return value if claim.interval is None else f"{value} [{claim.interval[0]:.4g}, {claim.interval[1]:.4g}]"
+    return _with_interval(claim, 4)
 
 
 def brief(claim: Claim) -> str:
-    """The same, as prose takes it: three digits."""
-    value = claim.shown or f"{claim.measured:.3g}"
-    return value if claim.interval is None else f"{value} [{claim.interval[0]:.3g}, {claim.interval[1]:.3g}]"
+    """The same, as prose takes it: three digits, or four where three would not tell the numbers apart."""
+    ends = [claim.measured, *(claim.interval or ())]
+    return _with_interval(claim, 3 if len({f"{end:.3g}" for end in ends}) == len(ends) else 4)
+
+
+def _with_interval(claim: Claim, digits: int) -> str:
+    value = claim.shown or f"{claim.measured:.{digits}g}"
+    if claim.interval is None:
+        return value
+    if claim.how.startswith("share"):  # beside "k of n", per cent of all that could be drawn
+        return f"{value} [{claim.interval[0]:.0%}, {claim.interval[1]:.0%}]"
+    return f"{value} [{claim.interval[0]:.{digits}g}, {claim.interval[1]:.{digits}g}]"

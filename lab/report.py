@@ -138,10 +138,11 @@ def markdown(gathered: dict[str, Any], profile: str) -> str:
 def counts(gathered: dict[str, Any]) -> str:
     """A sentence: how many claims of each kind there are, and what came of them."""
     everything = [claim for entry in gathered.values() for claim in claims_of(entry)]
+    predictions = [claim for claim in everything if claim.is_prediction and not claim.must_hold]
     parts = []
     owners = {"paper": "Of the paper's claims", "harder": "Under harder tests of ours", "ours": "Of our own"}
     for whose, words in owners.items():
-        tested = [claim for claim in everything if claim.whose == whose and claim.kind in ("experiment", "measurement")]
+        tested = [claim for claim in predictions if claim.whose == whose]
         found = Counter(claim.verdict or "" for claim in tested)
         said = ", ".join(f"{number} {verdict}" for verdict, number in found.most_common())
         parts += [f"{words}, {len(tested)}: {said}."] if tested else []
@@ -202,7 +203,8 @@ def readme_table(gathered: dict[str, Any], folder: Path) -> str:
         own, harder = ([claim for claim in tested if claim.whose == whose] for whose in ("paper", "harder"))
         rows.append((links, row["claim"], row["paper"], row["ours"], verdicts_of(own), verdicts_of(harder)))
     header = ("page", "the paper's claim", "there", "here", "verdict", "under harder tests")
-    return f"{table(header, rows)}\n\n{counts(gathered)}"
+    note = "*–*: the paper's own test was not repeated, only harder ones."
+    return f"{table(header, rows)}\n\n{note} {counts(gathered)}"
 
 
 def _lines(path: Path) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 import contextlib
 import csv
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -52,6 +53,11 @@ def write_page(
     notebook = nbformat.v4.new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+def judgeable(claim):
+    """An illustration is judged nowhere; its measure is tested as that of a measurement."""
+    return replace(claim, kind="measurement") if claim.kind == "illustration" else claim
 
 
 def pytest_collection_modifyitems(items):

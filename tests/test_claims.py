@@ -88,6 +88,9 @@ def test_a_claim_whose_premise_fails_is_not_decidable():
     judged = claim(name="d", presupposes="c").judged(over(0.95, 1.05), presupposed=premise)
     assert judged.verdict == judged.corrected_verdict == "not decidable" and not judged.has_held
     assert "presupposes c, which is inconclusive" in claims.said(judged)
+    barely = claim().judged(over(0.92, 1.08), family=20)  # not jointly
+    jointly = claim(name="d", presupposes="c").judged(over(0.97, 1.03), family=20, presupposed=barely)
+    assert jointly.verdict == "reproduced at small scale" and jointly.corrected_verdict == "not decidable"
     held = claim().judged(over(0.95, 1.05))
     assert claim(name="d").judged(over(0.95, 1.05), presupposed=held).verdict == "reproduced at small scale"
 
@@ -103,8 +106,11 @@ def test_a_premise_stands_above_and_is_judged_before(page_with):
 
 def test_what_holds_within_its_limits_and_not_exactly_says_so():
     assert "within ±8 %, and for certain not exactly" in claims.said(claim(predicted="1").judged(over(0.92, 0.96)))
+    near = claim(predicted="1").judged(over(0.95, 0.995), family=9)  # jointly its interval holds 1
+    assert "within ±5 %, and by this interval not exactly" in claims.said(near)
     zero = claim(predicted="0", accept="0 ± 0.1").judged(over(0.02, 0.05))
     assert "within ±0.05, and for certain not exactly" in claims.said(zero)
+    assert claim(predicted="1", whose="ours").judged(over(0.92, 0.96)).verdict == "within its limits"
     assert claim(predicted="1").judged(over(0.95, 1.05)).remark == ""
     assert claim(predicted="").judged(over(0.92, 0.96)).remark == ""
     counted = Estimate(1.0, lambda level: (1.0, 1.0), 3, shown="4 of 4")
@@ -126,8 +132,9 @@ def test_a_control_must_fail():
 
 
 def test_a_measurement_may_fail_and_an_illustration_cannot():
-    assert claim(kind="measurement").judged(Estimate(1.0)).verdict == "as predicted"
-    missed = claim(kind="measurement").judged(Estimate(2.0))
+    assert claim(kind="measurement").judged(Estimate(1.0)).verdict == "reproduced at small scale"
+    assert claim(kind="measurement", whose="ours").judged(Estimate(1.0)).verdict == "as predicted"
+    missed = claim(kind="measurement", whose="ours").judged(Estimate(2.0))
     assert missed.verdict == "not as predicted" and not missed.broken
     shown = claim(kind="illustration", accept="", predicted="").judged(Estimate(2.0))
     assert shown.verdict == "shown, not judged" and not shown.is_prediction and not shown.has_held
@@ -135,6 +142,11 @@ def test_a_measurement_may_fail_and_an_illustration_cannot():
 
 def test_what_was_formed_after_its_runs_is_no_prediction():
     assert claim(known="trial").is_prediction and not claim(known="post hoc").is_prediction
+    for kind in ("experiment", "measurement"):
+        fitting = claim(known="post hoc", kind=kind).judged(over(0.95, 1.05))
+        assert fitting.verdict == "fits, formed afterwards" and fitting.has_held
+        assert claim(known="post hoc", kind=kind).judged(over(1.2, 1.4)).verdict == "not reproduced"
+    assert claim(known="post hoc").judged(over(0.95, 1.05, n=2)).verdict == "too few seeds"
 
 
 def test_no_judgement_without_prediction_and_no_prediction_without_judgement(page_with):
@@ -233,6 +245,11 @@ def test_judged_claims_are_written_for_the_runner(page_with, tmp_path, monkeypat
     page.judge("c", share(4, 5))
     (written,) = json.loads((tmp_path / "claims.json").read_text())
     assert (written["measured"], written["n"], written["shown"]) == (0.8, 5, "4 of 5")
+
+
+def test_a_share_is_shown_in_words_with_per_cent():
+    judged = claim(accept="≥ 0.5", predicted="").judged(share(10, 10))
+    assert claims.measured(judged) == claims.brief(judged) == "10 of 10 [69 %, 100 %]".replace(" %", "%")
 
 
 def test_a_remark_stands_beside_the_verdict(page_with):

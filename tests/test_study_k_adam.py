@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import judgeable
 
 from kadam import SCHEDULES
 from lab.claims import claim_of, read
@@ -23,13 +24,13 @@ NOISE = np.random.default_rng(0).normal(scale=0.01, size=(len(ALL), len(SEEDS)))
 
 def verdict(name, found):
     """The verdict of a claim of the table on an estimate, or on a number."""
-    claim = claim_of(ROWS[name], dict(shared_lr=0.001, most=10, cifar10_most=3))
+    claim = judgeable(claim_of(ROWS[name], dict(shared_lr=0.001, most=10, cifar10_most=3)))
     return claim.judged(found if dataclasses.is_dataclass(found) else mean([found] * 9)).verdict
 
 
 def number(name, value):
     """The same of a number without seeds."""
-    claim = claim_of(ROWS[name], dict(shared_lr=0.001, most=10, cifar10_most=3))
+    claim = judgeable(claim_of(ROWS[name], dict(shared_lr=0.001, most=10, cifar10_most=3)))
     return claim.judged(study.Estimate(float(value))).verdict
 
 
@@ -68,7 +69,7 @@ def test_three_schedules_ahead_hold_and_two_do_not(task, lr, tuning):
 def test_a_tuned_rate_on_the_grids_edge_is_said_and_counted():
     data = made_up(BETTER, best={TWOS[3]: 0.0001, "one lag": 1.0, named("naive", 10): 0.0001})
     assert study.on_edge(data, PAIRS) == [TWOS[3], "one lag"]
-    assert study.count(data).shown == f"3 of 4, {TWOS[3]} at the grid's edge"
+    assert study.count(data).shown == f"3 of 4 ({TWOS[3]} at the grid's edge)"
     assert study.count(data, 0.001).shown.startswith("3 of 4") and "edge" not in study.count(data, 0.001).shown
     assert number("tuned-inside", len(study.on_edge(data, PAIRS))) == "not as predicted"
     assert number("tuned-inside", len(study.on_edge(made_up(), PAIRS))) == "as predicted"
@@ -89,7 +90,7 @@ def test_the_tuned_rate_is_that_of_the_least_validation_loss_not_of_the_test_los
 def test_at_equal_size_the_four_schedules_are_counted_and_one_lag_is_not(name):
     differences = NOISE[:5] + np.array([-0.2, -0.2, -0.2, 0.2, -0.2])[:, None]
     found = Sized(differences, 0.031).count()
-    assert (found.value, found.shown) == (3, "3 of 4, sizes within 3 %")
+    assert (found.value, found.shown) == (3, "3 of 4 (sizes within 3 %)")
     assert verdict(name, found) == "reproduced at small scale"
     assert verdict(name, Sized(-differences, 0.0).count()) == "not reproduced"
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from conftest import judgeable
 
 from kadam import stability
 from lab import claims
@@ -23,7 +24,7 @@ NOISE = np.random.default_rng(0).standard_normal((64, SEEDS))
 
 def verdict(name, found):
     values = dict(far=0, near=0, variation=0, outside=0)
-    claim = claims.claim_of(ROWS[name], values)
+    claim = judgeable(claims.claim_of(ROWS[name], values))
     estimate = found if isinstance(found, study.Estimate) else claims.Estimate(float(found))
     return claim.judged(estimate)
 

@@ -252,7 +252,7 @@ def less_adam(data: xr.Dataset, names: Sequence[str] = TWOS, of: str = "loss") -
 
 def noted(estimate: Estimate, note: str) -> Estimate:
     """The estimate with a note behind its words, if there is one."""
-    return replace(estimate, shown=f"{estimate.shown}, {note}") if note else estimate
+    return replace(estimate, shown=f"{estimate.shown} ({note})") if note else estimate
 
 
 def count(data: xr.Dataset, lr: float | None = None, of: str = "loss") -> Estimate:

@@ -203,7 +203,7 @@ def readme_table(gathered: dict[str, Any], folder: Path) -> str:
         own, harder = ([claim for claim in tested if claim.whose == whose] for whose in ("paper", "harder"))
         rows.append((links, row["claim"], row["paper"], row["ours"], verdicts_of(own), verdicts_of(harder)))
     header = ("page", "the paper's claim", "there", "here", "verdict", "under harder tests")
-    note = "*–*: the paper's own test was not repeated, only harder ones."
+    note = "*–*: the paper's own test was not repeated, only harder ones. *Shown, not judged*: decides nothing."
     return f"{table(header, rows)}\n\n{note} {counts(gathered)}"
 
 

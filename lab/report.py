@@ -149,6 +149,8 @@ def counts(gathered: dict[str, Any]) -> str:
     kinds = Counter(claim.kind for claim in everything if claim.has_held)
     parts.append(f"Theorems checked: {kinds['theorem']}, pairs of implementations that agree: {kinds['parity']}, "
                  f"controls that fail, as they must: {kinds['control']}.")  # fmt: skip
+    broken = [f"{claim.name} ({claim.verdict})" for claim in everything if claim.broken]
+    parts += [f"**These must hold, and do not: {', '.join(broken)}.**"] if broken else []
     later = [claim.name for claim in everything if claim.known == "post hoc"]
     return " ".join([*parts, *([f"Formed after the runs, and no predictions: {', '.join(later)}."] if later else [])])
 

@@ -129,7 +129,11 @@ def test_report_fails_when_a_claim_that_must_hold_does_not(published, capsys):
     assert not report.report("full")
     assert "MUST HOLD, AND DOES NOT: c" in capsys.readouterr().out
     readme = (published / "README.md").read_text()
-    assert "| VIOLATED |" in readme and "Theorems checked: 0," in readme
+    assert (
+        "| VIOLATED |" in readme
+        and "must hold, and do not: c (VIOLATED)" in readme
+        and "Theorems checked: 0," in readme
+    )
 
 
 def test_report_fails_when_a_page_is_out_of_date(reported, capsys):

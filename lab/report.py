@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -198,7 +197,8 @@ def readme_table(gathered: dict[str, Any], folder: Path) -> str:
     """The paper's own claims, a row for each: its setting, ours, what came of it, and of harder tests."""
     known = {(page[:2], claim.name): claim for page, entry in gathered.items() for claim in claims_of(entry)}
     rows = []
-    for row in _lines(folder / PAPER):
+    path = folder / PAPER
+    for row in claims.read(path) if path.is_file() else []:
         names = [tuple(word.split(":")) for word in row["claims"].split()]
         tested = [known[name] for name in names if name in known]
         links = ", ".join(f"[{page[:2]}](notebooks/{page}.ipynb)" for page in gathered if page[:2] in row["claims"])
@@ -207,13 +207,6 @@ def readme_table(gathered: dict[str, Any], folder: Path) -> str:
     header = ("page", "the paper's claim", "there", "here", "verdict", "under harder tests")
     note = "*–*: the paper's own test was not repeated, only harder ones. *Shown, not judged*: decides nothing."
     return f"{table(header, rows)}\n\n{note} {counts(gathered)}"
-
-
-def _lines(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def verdicts_of(tested: Sequence[Claim]) -> str:

@@ -118,15 +118,6 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, Interv
     return mean, (mean - half, mean + half)
 
 
-def bootstrap_interval(values: ArrayLike, level: float = 0.95, draws: int = 10_000) -> tuple[float, Interval]:
-    """Mean of independent ``values``, shape (n,), and its percentile bootstrap interval (a fixed random stream)."""
-    array = np.asarray(values, dtype=float)
-    chosen = np.random.default_rng(0).integers(len(array), size=(draws, len(array)))
-    low, high = np.quantile(array[chosen].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    mean = float(array.mean())
-    return mean, (min(float(low), mean), max(float(high), mean))
-
-
 def regression(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
     """Slope and intercept of the least-squares line of y on x; NaN where all x are equal."""
     if np.ptp(x) == 0:

@@ -28,7 +28,7 @@ def test_the_readme_shows_the_committed_results():
 
 def test_the_readme_names_twelve_claims_of_the_paper_and_every_claim_of_the_paper_is_in_one():
     gathered = report.recorded_claims("full")
-    rows = report._lines(files.NOTEBOOKS / "claims" / report.PAPER)
+    rows = claims.read(files.NOTEBOOKS / "claims" / report.PAPER)
     named = {word for row in rows for word in row["claims"].split()}
     judged = {
         f"{page[:2]}:{claim.name}": claim for page, entry in gathered.items() for claim in report.claims_of(entry)

@@ -5,7 +5,6 @@ from scipy import stats
 from lab.statistics import (
     Estimate,
     ahead,
-    bootstrap_interval,
     mean,
     mean_interval,
     median,
@@ -24,13 +23,6 @@ def test_mean_interval_covers_at_its_level():
 
 def test_mean_interval_of_one_value_is_everything():
     assert mean_interval([2.0]) == (2.0, (-np.inf, np.inf))
-
-
-def test_bootstrap_interval_covers_at_its_level():
-    generator = np.random.default_rng(0)
-    found = (bootstrap_interval(generator.normal(size=60), draws=400)[1] for _ in range(1000))
-    assert np.mean([low <= 0 <= high for low, high in found]) == pytest.approx(0.94, abs=0.03)
-    assert bootstrap_interval([2.0, 2.0]) == (2.0, (2.0, 2.0))
 
 
 def test_regression():

@@ -169,9 +169,6 @@ class Claim:
         inside = least <= low and high <= most
         outside = high < least or low > most
         missed = "not as predicted" if self.whose == "ours" else "not reproduced"
-        enough = self.kind == "measurement" or (n or 0) >= self.min_seeds
-        if self.kind in ("experiment", "measurement") and self.known == "post hoc" and inside and enough:
-            return AFTERWARDS
         match self.kind:
             case "illustration":
                 return "shown, not judged"
@@ -179,11 +176,11 @@ class Claim:
                 return "fails, as it must" if outside else "CONTROL BROKEN"
             case "theorem" | "parity":
                 return "holds" if inside else "VIOLATED"
-            case "measurement":
-                return self.held if inside else missed
-        if (n or 0) < self.min_seeds:
+        if self.kind == "experiment" and (n or 0) < self.min_seeds:
             return "too few seeds"
-        return self.held if inside else missed if outside else "inconclusive"
+        if inside:
+            return AFTERWARDS if self.known == "post hoc" else self.held
+        return missed if outside or self.kind == "measurement" else "inconclusive"
 
     def _not_exactly(self, verdict: str) -> str:
         """A word on claims that hold within their limits, and for certain not exactly; a count says it by itself."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -71,3 +72,17 @@ def lr_of_size(size: float, lrs: Sequence[float], update_rms: Array) -> float:
     for _ in range(50):
         lr = size / float(np.interp(np.log(lr), np.log(lrs), update_rms))
     return lr
+
+
+def tuned(data: xr.Dataset) -> xr.DataArray:
+    """Each arm's learning rate of least ``validation`` loss, over arm, lr, seed, in the mean over seeds: (arm,)."""
+    best = data.validation.mean("seed").transpose("arm", "lr").values.argmin(axis=1)
+    return xr.DataArray(data.lr.values[best], {"arm": data.arm}, ["arm"])
+
+
+def on_edge(data: xr.Dataset, names: Sequence[str] | None = None) -> list[str]:
+    """The arms, among ``names`` if given, whose tuned learning rate is the first or the last of the grid."""
+    rates, ends = tuned(data), (data.lr.values[0], data.lr.values[-1])
+    return [
+        str(arm) for arm in data.arm.values if (names is None or arm in names) and rates.sel(arm=arm).item() in ends
+    ]

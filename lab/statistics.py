@@ -11,6 +11,7 @@ from scipy import stats
 
 Interval = tuple[float, float]
 EVERYTHING = (-np.inf, np.inf)
+Test = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.bool_]]  # of lower and upper ends
 
 
 @dataclass(frozen=True)
@@ -84,21 +85,46 @@ def share(successes: int, n: int, unit: str = "seeds") -> Estimate:
     return Estimate(successes / n, interval, n, unit, "share, exact interval,", f"{successes} of {n}")
 
 
+def share_of(holds: ArrayLike) -> Estimate:
+    """In how many seeds something ``holds``, (seeds,): their ``share``."""
+    yes = np.asarray(holds, dtype=bool)
+    return share(int(yes.sum()), len(yes))
+
+
 def ahead(differences: ArrayLike) -> Estimate:
     """How many of several comparisons, (comparisons, seeds), are below zero in the mean.
 
     The interval goes from those certainly below to those possibly below, by intervals that hold for all comparisons
     together (``simultaneous_intervals``).
     """
+    return _counted(differences, lambda low, high: high < 0, lambda low, high: low < 0, "ahead")
+
+
+def within(differences: ArrayLike, half: float) -> Estimate:
+    """How many of several comparisons, (comparisons, seeds), are at most ``half`` in the mean, whatever their sign.
+
+    The interval goes from those certainly within to those possibly within, as that of ``ahead``.
+    """
+    return _counted(
+        differences,
+        lambda low, high: (low >= -half) & (high <= half),
+        lambda low, high: (low <= half) & (high >= -half),
+        "within",
+    )
+
+
+def _counted(differences: ArrayLike, surely: Test, possibly: Test, word: str) -> Estimate:
+    """How many comparisons pass a test of the ends of their intervals; a mean is an interval without width."""
     array = np.asarray(differences, dtype=float)
 
     def interval(level: float) -> Interval:
-        _, found = simultaneous_intervals(array, level)
-        return float((found[:, 1] < 0).sum()), float((found[:, 0] < 0).sum())
+        low, high = simultaneous_intervals(array, level)[1].T
+        return float(surely(low, high).sum()), float(possibly(low, high).sum())
 
-    count = int((array.mean(axis=1) < 0).sum())
-    return Estimate(float(count), interval, array.shape[1], "seeds", "those surely ahead to those possibly ahead,",
-                    f"{count} of {len(array)}")  # fmt: skip
+    middle = array.mean(axis=1)
+    count = int(surely(middle, middle).sum())
+    how = f"those surely {word} to those possibly {word},"
+    return Estimate(float(count), interval, array.shape[1], "seeds", how, f"{count} of {len(array)}")
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from lab.claims import claim_of, read
 from lab.experiments import k_adam
 from lab.files import ROOT
 from lab.hostile import hostile_sequences, random_rates, ratio_to_bound
-from lab.statistics import ahead, mean
+from lab.statistics import ahead, mean, within
 from lab.study import k_adam as study
 from lab.study.k_adam import LONG, ONE_LAG, PAIRS, TWOS, Sized, Task, named
 
@@ -132,7 +132,7 @@ def test_rates_over_the_gain_hold_and_rates_that_know_nothing_of_it_do_not():
     own, same = shifted({name: 1 / gain[name] for name in LONG}), shifted({})
     swapped = shifted(dict(zip(LONG, [1 / gain[name] for name in LONG[::-1]], strict=True)))
     for found, held in ((own, "as predicted"), (same, "not as predicted")):
-        assert verdict("gain-sets-lr", study.within(study.gain_errors([found, found], gain), 1)) == held
+        assert verdict("gain-sets-lr", within(study.gain_errors([found, found], gain), 1)) == held
     for found, held in ((own, "as predicted"), (swapped, "not as predicted")):
         assert verdict("gain-orders-lr", ahead(study.gain_order([found, found], gain))) == held
 
@@ -160,7 +160,7 @@ def test_runs_at_their_own_limits_hold_and_others_do_not():
     swapped = limit | dict(zip(LONG, [limit[name] for name in LONG[::-1]], strict=True))
     for levels, held in ((limit, "as predicted"), (factor, "not as predicted")):
         late = study.settled(edge_runs(levels), 200)
-        assert verdict("lag-sets-edge", study.within(study.over_limit(late, limit), 1)) == held
+        assert verdict("lag-sets-edge", within(study.over_limit(late, limit), 1)) == held
     for levels, held in ((limit, "as predicted"), (swapped, "not as predicted")):
         late = study.settled(edge_runs(levels), 200)
         assert verdict("lag-orders-edge", ahead(study.edge_order(late, limit))) == held
@@ -205,9 +205,9 @@ def test_the_same_interval_gets_the_same_word():
 
 
 def test_within_counts_the_sure_and_the_possible():
-    found = study.within(NOISE[:3] + np.array([[0.0], [1.0], [-2.0]]), 1)
+    found = within(NOISE[:3] + np.array([[0.0], [1.0], [-2.0]]), 1)
     assert (found.interval(0.95), len(NOISE[:3])) == ((1, 2), 3) and found.value in (1, 2)
-    assert study.within(np.zeros((2, 1)), 1).interval(0.95) == (0, 2)  # one seed: nothing is sure
+    assert within(np.zeros((2, 1)), 1).interval(0.95) == (0, 2)  # one seed: nothing is sure
 
 
 def test_values_in_the_order_of_a_theory_fall():

@@ -11,7 +11,7 @@ from kadam import stability
 from lab import claims
 from lab.files import NOTEBOOKS
 from lab.plots import stable_region as plots
-from lab.statistics import mean
+from lab.statistics import Estimate, mean, share_of
 from lab.study import stable_region as study
 
 ROWS = {row["name"]: row for row in claims.read(NOTEBOOKS / "claims" / "02_stable_region.csv")}
@@ -25,7 +25,7 @@ NOISE = np.random.default_rng(0).standard_normal((64, SEEDS))
 def verdict(name, found):
     values = dict(far=0, near=0, variation=0, outside=0)
     claim = judgeable(claims.claim_of(ROWS[name], values))
-    estimate = found if isinstance(found, study.Estimate) else claims.Estimate(float(found))
+    estimate = found if isinstance(found, Estimate) else claims.Estimate(float(found))
     return claim.judged(estimate)
 
 
@@ -155,7 +155,7 @@ def test_vanished_gradients_count_for_nothing():
     one_lives[:, 0] = False
     for name in ("vanished-far", "vanished-near"):
         all_of = np.repeat(gone[:1], 10, axis=0).all(axis=-1)
-        both_ways(name, study.seeds_with(all_of), study.seeds_with(np.repeat(one_lives[:1], 10, axis=0).all(axis=-1)))
+        both_ways(name, share_of(all_of), share_of(np.repeat(one_lives[:1], 10, axis=0).all(axis=-1)))
 
 
 def test_fading_is_measured_against_the_sequence_that_attains_the_bound():
@@ -218,10 +218,10 @@ def test_quadratics():
     many = grows.copy()
     many[:, 1, beyond[:10]] = True  # at one learning rate suffices
     assert study.hardly_grows(grows, points).all() and not study.hardly_grows(many, points).any()
-    both_ways("quadratic-grows", *(study.seeds_with(study.hardly_grows(x, points)) for x in (grows, many)))
+    both_ways("quadratic-grows", *(share_of(study.hardly_grows(x, points)) for x in (grows, many)))
     same, differ = np.zeros((10, 3, 100), dtype=bool), np.zeros((10, 3, 100), dtype=bool)
     differ[:, 2, :5] = True
-    both_ways("quadratic-loss", *(study.seeds_with(study.rates_differ(x)) for x in (differ, same)))
+    both_ways("quadratic-loss", *(share_of(study.rates_differ(x)) for x in (differ, same)))
     differ[:, 2, 4] = False
     assert not study.rates_differ(differ).any()
     assert study.quadratic_rows(differ, differ, points)[2][0] == "1"

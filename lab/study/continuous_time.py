@@ -25,7 +25,7 @@ from kadam.update import Stage
 from lab.experiments.continuous_time import distance_to_flow, edge, tracking
 from lab.grid import grid
 from lab.problems import Problem, algorithm, error_over_distance, logistic, sharpness, transformer
-from lab.statistics import Estimate, share
+from lab.statistics import Estimate, share_of
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -169,10 +169,10 @@ def closer(one: ArrayLike, other: ArrayLike, factor: float = 5.0) -> Mask:
 def seeds_of(holds: ArrayLike, among: ArrayLike | None = None) -> Estimate:
     """In how many seeds it ``holds``, of those ``among`` which it may be asked (all if None)."""
     yes = np.asarray(holds, dtype=bool)
-    asked = np.ones_like(yes) if among is None else np.asarray(among, dtype=bool)
-    if not asked.any():
+    asked = yes if among is None else yes[np.asarray(among, dtype=bool)]
+    if not len(asked):
         return Estimate(0.0, lambda level: (0.0, 1.0), len(yes), shown="none to ask")
-    return share(int((yes & asked).sum()), int(asked.sum()))
+    return share_of(asked)
 
 
 def counted(holds: ArrayLike) -> Estimate:

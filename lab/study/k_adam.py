@@ -20,9 +20,9 @@ from kadam.update import Stage
 from lab.experiments import k_adam
 from lab.grid import grid
 from lab.hostile import Rates, hostile_sequences, random_rates
-from lab.measures import best_lr, judged, lr_of_size
+from lab.measures import best_lr, judged, lr_of_size, on_edge, tuned
 from lab.records import Result
-from lab.statistics import EVERYTHING, Estimate, Interval, ahead, simultaneous_intervals
+from lab.statistics import EVERYTHING, Estimate, ahead, simultaneous_intervals
 from lab.sweep import sweep
 
 Array = NDArray[np.float64]
@@ -222,24 +222,10 @@ def _alone(run: Run, calls: Sequence[Settings], label: str) -> list[Result]:
     ]
 
 
-def tuned(data: xr.Dataset) -> xr.DataArray:
-    """Each arm's learning rate of least validation loss in the mean over seeds, (arm,)."""
-    best = data.validation.mean("seed").values.argmin(axis=1)
-    return xr.DataArray(data.lr.values[best], {"arm": data.arm}, ["arm"])
-
-
 def chosen(data: xr.Dataset, lr: float | None = None) -> xr.Dataset:
     """The runs of every arm at ``lr``, or at its own tuned learning rate: no axis ``lr`` any more."""
     rates = tuned(data) if lr is None else xr.full_like(tuned(data), lr)
     return data.sel(arm=data.arm, lr=rates)
-
-
-def on_edge(data: xr.Dataset, names: Sequence[str] | None = None) -> list[str]:
-    """The arms, among ``names`` if given, whose tuned learning rate is the first or the last of the grid."""
-    rates, ends = tuned(data), (data.lr.values[0], data.lr.values[-1])
-    return [
-        str(arm) for arm in data.arm.values if (names is None or arm in names) and rates.sel(arm=arm).item() in ends
-    ]
 
 
 # --- ahead, behind, level ---
@@ -443,23 +429,6 @@ def shifts(data: xr.Dataset) -> xr.DataArray:
     rates = best_lr([float(lr) for lr in data.lr.values], losses.values)
     found = xr.DataArray(np.log2(rates), {"arm": data.arm, "seed": data.seed}, ["arm", "seed"])
     return found - found.sel(arm="Adam", drop=True)
-
-
-def within(differences: ArrayLike, half: float) -> Estimate:
-    """How many of several differences, (comparisons, seeds), are at most ``half`` in the mean, whatever their sign.
-
-    The interval goes from those surely within to those possibly within, for all comparisons together.
-    """
-    array = np.asarray(differences, dtype=float)
-
-    def interval(level: float) -> Interval:
-        _, found = simultaneous_intervals(array, level)
-        surely, possibly = np.abs(found).max(axis=1) <= half, (found[:, 0] <= half) & (found[:, 1] >= -half)
-        return float(surely.sum()), float(possibly.sum())
-
-    inside = int((np.abs(array.mean(axis=1)) <= half).sum())
-    return Estimate(float(inside), interval, array.shape[1], "seeds", "those surely within to those possibly within,",
-                    f"{inside} of {len(array)}")  # fmt: skip
 
 
 def gain_errors(found: Sequence[xr.DataArray], gain: Mapping[str, float]) -> Array:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from kadam import invariance
 from kadam.invariance import LAWS, Reading, Recorder, momentum_factor, scale_invariant_weights
-from lab import data
+from lab import data, statistics
 from lab.experiments import meta_adaptive as runs
 from lab.grid import grid
-from lab.measures import judged
+from lab.measures import judged, on_edge, tuned
 from lab.models import BranchNormTransformer, Perceptron
 from lab.records import Result
-from lab.statistics import Estimate, Interval, mean, mean_interval, regression, simultaneous_intervals
+from lab.statistics import Estimate, mean, mean_interval, regression
 from lab.training import cross_entropy
 
 Array = NDArray[np.float64]
@@ -410,25 +410,8 @@ def over_gamma(ratios: xr.DataArray) -> Estimate:
 
 
 def within(ratios: xr.DataArray | Array) -> Estimate:
-    """How many ratios, (cases, seeds), are within ``MARGIN`` of 1 in the mean over seeds.
-
-    The interval runs from those whose whole interval is, to those whose interval reaches there; intervals hold for all
-    cases together.
-    """
-    values = np.asarray(ratios)
-
-    def count(low: Array, high: Array) -> int:
-        return int(((low >= 1 - MARGIN) & (high <= 1 + MARGIN)).sum())
-
-    def interval(level: float) -> Interval:
-        _, found = simultaneous_intervals(values, level)
-        low, high = found.T
-        return float(count(low, high)), float(((high >= 1 - MARGIN) & (low <= 1 + MARGIN)).sum())
-
-    middle = values.mean(axis=1)
-    number = count(middle, middle)
-    return Estimate(float(number), interval, values.shape[1], "seeds", "those surely to those possibly within 10 %,",
-                    f"{number} of {len(values)}")  # fmt: skip
+    """How many ratios, (cases, seeds), are within ``MARGIN`` of 1 (``lab.statistics.within``)."""
+    return statistics.within(np.asarray(ratios) - 1, MARGIN)
 
 
 def equilibrium_rows(found: xr.Dataset, shown: Sequence[int]) -> Rows:
@@ -503,12 +486,6 @@ def with_losses(found: xr.Dataset, chance: float) -> xr.Dataset:
     return found.assign({name: (order[:3], numbers[name]) for name in ("validation", "stopped")})
 
 
-def tuned(found: xr.Dataset) -> xr.DataArray:
-    """Each arm's learning rate of least validation loss in the mean over seeds, (arm,)."""
-    best = found.validation.transpose("arm", "seed", "lr").mean("seed").values.argmin(axis=1)
-    return xr.DataArray(found.lr.values[best], {"arm": found.arm}, ["arm"])
-
-
 def losses(found: xr.Dataset) -> xr.DataArray:
     """Test loss of the tuned runs, where the validation loss was least, (arm, seed)."""
     return found.stopped.sel(arm=found.arm, lr=tuned(found)).transpose("arm", "seed")
@@ -537,12 +514,6 @@ def edge_remark(found: xr.Dataset, comparison: str) -> str:
     """Which of the arms of a comparison have their tuned rate at the edge of the grid, in words, or ""."""
     arms = [arm for arm in on_edge(found) if arm in _COMPARED[comparison]]
     return f"tuned rate at the grid's edge: {'; '.join(arms)}" if arms else ""
-
-
-def on_edge(found: xr.Dataset) -> list[str]:
-    """The arms whose tuned learning rate is the first or the last of the grid."""
-    ends = (found.lr.values[0], found.lr.values[-1])
-    return [str(arm) for arm in found.arm.values if tuned(found).sel(arm=arm).item() in ends]
 
 
 def worst_found(found: Mapping[str, xr.Dataset], arm: str = "layers, AdamW") -> int:

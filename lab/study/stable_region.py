@@ -20,7 +20,7 @@ from lab.experiments.quadratic import quadratic_map
 from lab.experiments.stable_region import transformer_on_words
 from lab.grid import grid
 from lab.hostile import Rates, hostile_sequences, ratio_to_bound
-from lab.statistics import Estimate, regression, share
+from lab.statistics import regression
 
 Array = NDArray[np.float64]
 Pair = tuple[float, float]
@@ -258,12 +258,6 @@ def share_beyond(grew: ArrayLike, points: Points) -> float:
     if not beyond.any():
         raise ValueError(f"points: {points.pairs!r} (one at least must have gamma^2 > beta)")
     return float(np.asarray(grew)[beyond].mean())
-
-
-def seeds_with(values: ArrayLike) -> Estimate:
-    """In how many seeds something is so, (seeds,)."""
-    array = np.asarray(values, dtype=bool)
-    return share(int(array.sum()), len(array))
 
 
 def hardly_grows(grows: ArrayLike, points: Points) -> NDArray[np.bool_]:
